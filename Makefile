@@ -1,0 +1,114 @@
+# ResNet-18 on CIFAR-10 with mixup and label smoothing, from scratch. `make help` lists the targets.
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+
+# -std=c11 alone would keep a*b+c from becoming one fused multiply-add: -ffp-contract=fast allows it,
+# which changes no result by more than leaving out a rounding. No flag here trades exactness for
+# speed. -Wno-format-truncation: snprintf's cutting at the end of its buffer is what it is used for.
+NATIVE := $(shell for flag in -march=native -mcpu=native; do \
+  echo 'int x;' | $(CC) $$flag -x c -c -o /dev/null - 2>/dev/null && echo $$flag && break; done)
+WARNINGS := -Wall -Wextra -Werror
+ifneq ($(findstring gcc,$(shell $(CC) --version 2>/dev/null)),)
+WARNINGS += -Wno-format-truncation
+endif
+CFLAGS ?= -O3 -g
+OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fopenmp -I. -MMD -MP $(WARNINGS)
+LIBRARIES := -lm
+
+# `make check SAN=1`: everything again under AddressSanitizer and UndefinedBehaviorSanitizer.
+ifdef SAN
+CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+VARIANT := -san
+endif
+
+BUILD := build/$(notdir $(CC))$(VARIANT)
+TRAIN := train$(VARIANT)
+SHAPES := shapes$(VARIANT)
+
+LIBRARY := random.c files.c safetensors.c checkpoint.c cifar.c network.c options.c report.c \
+  $(wildcard reference/*.c) $(wildcard cpu/*.c)
+# The same network and operations in double precision, for finite differences.
+DOUBLE := random.c network.c $(wildcard reference/*.c)
+TESTS := $(basename $(notdir $(wildcard tests/*_test.c)))
+DOUBLE_TESTS := gradients_test
+
+OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
+DOUBLE_OBJECTS := $(DOUBLE:%.c=$(BUILD)/double/%.o)
+TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help build train data check fuzz format clean FORCE
+
+help:
+	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
+	@echo '                  DATA=DIR: files that are there already; ARGS="--epochs 9 ..": options'
+	@echo 'make check        run all checks: no network, no PyTorch, no GPU needed'
+	@echo '                  V=1: a line for each check; SAN=1: under address and undefined sanitizers'
+	@echo 'make build        build all that this machine can'
+	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
+	@echo 'make data/stand-in   the generated stand-in set'
+	@echo 'make fuzz         a minute of libFuzzer on the readers of data and checkpoints (clang)'
+	@echo 'make format       clang-format on all sources'
+	@echo 'make clean        remove what was built; data and checkpoints stay'
+
+build: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
+	@echo "built with $(CC) $(NATIVE): devices reference, cpu"
+
+$(TRAIN): $(BUILD)/train.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+
+$(SHAPES): $(BUILD)/shapes.o $(BUILD)/random.o $(BUILD)/files.o
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+
+$(BUILD)/double/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) -DREAL=double -c $< -o $@
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) -c $< -o $@
+
+$(DOUBLE_TESTS:%=$(BUILD)/tests/%): $(BUILD)/tests/%: $(BUILD)/double/tests/%.o $(DOUBLE_OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+
+# Objects are built again when the compiler's flags change.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(CFLAGS) $(OUR_CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(OUR_CFLAGS)' >$@
+
+# -- Data and training ------------------------------------------------------------------------------
+
+data:
+	@./data.sh
+
+data/stand-in: | $(SHAPES)
+	./$(SHAPES) --seed 1 $@
+
+train: $(TRAIN) $(SHAPES)
+	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
+	elif ./data.sh; then data=data/cifar-10-batches-bin; \
+	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
+	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
+	./$(TRAIN) --preset quick --data "$$data" $(ARGS)
+
+# -- Checks ---------------------------------------------------------------------------------------------
+
+check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
+	@tests/run.sh $(TEST_PROGRAMS) "tests/train_test.sh ./$(TRAIN) ./$(SHAPES)" tests/data_test.sh
+
+# -- The rest ---------------------------------------------------------------------------------------------
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+clean:
+	rm -rf build train train-san shapes shapes-san
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

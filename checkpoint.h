@@ -1,0 +1,48 @@
+// checkpoint.h - a run on the disk: its weights, and what going on with it needs besides.
+//
+//     DIR/resnet18_cifar10.safetensors          the weights and running statistics, under PyTorch's
+//                                               names and in its layout [Cout][Cin][R][S]
+//     DIR/resnet18_cifar10.resume.safetensors   momentum.<parameter>, and as metadata: settings,
+//                                               epoch, step, sums of the epoch so far
+//
+// The first opens in PyTorch as it is:
+//
+//     net.load_state_dict(safetensors.torch.load_file("resnet18_cifar10.safetensors"), strict=True)
+//
+// Nothing that was saved is ever lost. Both files are written under other names (.new), reach the
+// disk, and only then take the place of the old ones. Two renames are not one, so the resume file
+// carries the fingerprint of the weights that belong to it; where a crash came between the two, the
+// weights are still there as .new, and checkpoint_resume finishes what was begun.
+//
+// Checked by `make check` (tests/checkpoint_test.c): round trip, damaged files of every kind, kill
+// -9 at every moment of a save, a full disk.
+#ifndef CHECKPOINT_H
+#define CHECKPOINT_H
+
+#include "network.h"
+#include "safetensors.h"
+
+#define CHECKPOINT_NAME "resnet18_cifar10"
+
+// Puts the weights of a file into the network; momentum stays. False, with a line in e and the
+// network as it was, unless the file holds exactly this network's tensors, as F32 (num_batches_tracked
+// as I64), in its shapes.
+bool checkpoint_load(network *n, const char *path, error *e);
+
+// Writes DIR/NAME.safetensors and DIR/NAME.resume.safetensors. `state` becomes the second file's
+// metadata. False, with a line in e and the previous files intact, when that fails.
+bool checkpoint_save(const network *n, const char *directory, const char *name,
+                     const metadata *state, int state_count, error *e);
+
+// What a resume file's metadata says, without touching a network: to be freed with
+// safetensors_free.
+bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e);
+
+// Weights, statistics and momentum of DIR's checkpoint into the network. `resume` is
+// checkpoint_read_resume's.
+bool checkpoint_resume(network *n, const char *directory, const safetensors *resume, error *e);
+
+// Moves a checkpoint that is in DIR already out of a new run's way, to names ending in .K.
+bool checkpoint_set_aside(const char *directory, int *number, error *e);
+
+#endif

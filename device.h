@@ -1,0 +1,209 @@
+// device.h - the table of operations: everything that training ResNet-18 needs a processor to do.
+//
+// This is the course's table of contents. The network (network.c) and the trainer (train.c) are
+// written once and speak only to this table; each device fills it with its own functions:
+//
+//     reference   reference/*.c    plain loops that read like the formulas, sums in double
+//     cpu         the same, with the convolutions of cpu/ in place of the plain ones
+//
+// It is made so that a GPU can fill it too: activations are opaque (`void *`, a GPU will keep them
+// in 16 bits), the sums that batch normalisation needs can come out of the convolution before it,
+// what changes from step to step lies in the device's memory (`step_values`), and no operation
+// returns anything to the host, so none has to wait for it.
+//
+// Layouts. B images, H x W pixels, C channels.
+//     activations   [B][H][W][C], channel last ("NHWC"): a pixel's channels are neighbours
+//     conv weights  [Cout][R][S][Cin], filter rows R, columns S; the linear layer's [10][C]
+//     data set      images [N][3][32][32] bytes as in CIFAR-10's files, labels [N] bytes
+// Every pointer that an operation takes is memory from the device's own `allocate`. Outputs are
+// overwritten unless it says "adds to". Pointers must not overlap unless it says they may.
+//
+// Checked by `make check`: each operation against finite differences in double precision, against
+// PyTorch's numbers, and one device against another on every shape of the network.
+#ifndef DEVICE_H
+#define DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// The type of weights, gradients and the CPU devices' activations. The program uses float; the
+// finite-difference check compiles the same reference with -DREAL=double.
+#ifndef REAL
+#define REAL float
+#endif
+typedef REAL real;
+
+enum {
+  CLASSES = 10,
+  IMAGE_SIDE = 32,    // pixels
+  IMAGE_CHANNELS = 3, // red, green, blue
+  IMAGE_BYTES = IMAGE_CHANNELS * IMAGE_SIDE * IMAGE_SIDE,
+  CROP_PADDING = 4, // zeros around an image before a crop, so a corner is in 0 .. 8
+};
+
+// One image of a batch: which, how cropped, and which other image of the batch is mixed into it.
+typedef struct {
+  int32_t image;          // its number in the data set
+  int32_t partner;        // a position in this batch; its own position where nothing is mixed
+  int32_t crop_y, crop_x; // corner of the 32x32 crop in the 40x40 padded image; (4, 4) is no crop
+  int32_t flip;           // 1: left and right are exchanged after the crop
+} sample;
+
+// What changes from step to step, in device memory so that a recorded step can be run again.
+typedef struct {
+  float lambda; // weight of the image itself; 1 - lambda is its partner's
+  float learning_rate;
+  int32_t slot; // which step_result this step writes
+} step_values;
+
+// What a step reports. Sums over the batch: divide by the number of images for means.
+typedef struct {
+  double loss;    // sum of the images' losses
+  double correct; // sum of lambda [arg max = own label] + (1 - lambda) [arg max = partner's label]
+} step_result;
+
+// A convolution's shape. Zero padding is kernel / 2, so a 3x3 keeps the size at stride 1.
+typedef struct {
+  int batch;
+  int in_height, in_width, in_channels;
+  int out_height, out_width, out_channels; // out = (in + 2 padding - kernel) / stride + 1
+  int kernel;                              // 3 or 1
+  int stride;                              // 1 or 2
+} conv_shape;
+
+// A batch normalisation's shape: each channel is normalised over all pixels of all images.
+typedef struct {
+  int pixels; // B * H * W
+  int channels;
+} norm_shape;
+
+// One trained tensor.
+typedef struct {
+  char name[40]; // PyTorch's: "layer2.0.conv1.weight"
+  int dims[4];   // as it lies in memory: [Cout][R][S][Cin], [10][C], or [C]; unused ones are 1
+  int rank;      // how many of dims count: 4, 2 or 1
+  size_t offset; // first element in the flat arrays below
+  size_t count;  // dims[0] * dims[1] * dims[2] * dims[3]
+} parameter;
+
+// All trained tensors, one after another in flat arrays, so that one operation updates them all.
+typedef struct {
+  const parameter *list;
+  int list_count;
+  size_t count; // elements in each flat array
+  real *weight; // device memory, like the rest
+  real *gradient;
+  real *momentum; // v
+  // What convolutions and the linear layer read. A device with `compute_bytes` 0 reads `weight`
+  // itself (compute == weight); another keeps a copy of `compute_bytes` bytes an element in a
+  // format of its own, tensor by tensor in the same order, which sgd_update rewrites.
+  void *compute;
+} parameters;
+
+typedef struct device {
+  const char *name;
+  const char *description; // for the first lines of a run: "fp32, 8 floats a vector"
+  size_t activation_bytes; // bytes of one activation
+  size_t compute_bytes;    // see parameters.compute
+
+  // -- memory ------------------------------------------------------------------------------------
+
+  // `bytes` of device memory, its contents undefined, aligned to 64 bytes at least. Ends the process
+  // with one line when there is not enough.
+  void *(*allocate)(size_t bytes);
+  void (*release)(void *memory); // NULL is allowed
+  // Copies between host and device. Work already queued sees the old contents, later work the new.
+  void (*upload)(void *device_memory, const void *host, size_t bytes);
+  void (*download)(void *host, const void *device_memory, size_t bytes); // waits for queued work
+  // Converts `count` activations from and to host floats: for checks and for naming a bad tensor.
+  void (*upload_activations)(void *activations, const real *host, size_t count);
+  void (*download_activations)(real *host, const void *activations, size_t count);
+  // Makes `compute` agree with `weight` after an upload of weights.
+  void (*refresh_compute)(const parameters *p);
+
+  // -- mixup.h: a batch of images --------------------------------------------------------------
+
+  // x[b] = lambda a(b) + (1 - lambda) a(partner of b), where a(b) is image samples[b].image, padded,
+  // cropped and flipped, its bytes divided by 255. Zhang et al., "mixup", 2018.
+  // images: [N][3][32][32] bytes; samples: [batch]; x: activations [batch][32][32][3].
+  void (*mix_images)(int batch, void *x, const uint8_t *images, const sample *samples,
+                     const step_values *step);
+
+  // -- conv.h: convolution in three passes, padding zeros -----------------------------------------
+  // w and gradients of w: [Cout][R][S][Cin]. h = stride * p + r - padding, v likewise from q and s.
+
+  // y[b][p][q][k] = sum over r, s, c of x[b][h][v][c] w[k][r][s][c].
+  // sums (may be NULL): [2][Cout], the sum of y and of y*y over all pixels, for norm_forward.
+  void (*conv_forward)(const conv_shape *shape, void *y, const void *x, const void *w,
+                       double *sums);
+  // dx[b][h][v][c] = sum over r, s, k of dy[b][p][q][k] w[k][r][s][c]. With `accumulate`, adds to dx.
+  void (*conv_backward_input)(const conv_shape *shape, void *dx, const void *dy, const void *w,
+                              bool accumulate);
+  // dw[k][r][s][c] = sum over b, p, q of dy[b][p][q][k] x[b][h][v][c].
+  void (*conv_backward_weight)(const conv_shape *shape, real *dw, const void *dy, const void *x);
+
+  // -- resnet18.h: batch normalisation with the residual sum and ReLU, pool, linear ---------------
+
+  // Training. From sums (conv_forward's, over n = pixels values a channel): mean = sum / n,
+  // variance = sum of squares / n - mean^2, inverse_std = 1 / sqrt(variance + 1e-5), both kept for
+  // norm_backward; then y = act(gamma (x - mean) inverse_std + beta + residual), and
+  // running = 0.9 running + 0.1 batch statistic, with the variance there times n / (n - 1).
+  // residual may be NULL; act is max(0, .) where relu is set, else nothing. gamma, beta,
+  // running_*, saved_*: [C]. Ioffe and Szegedy, "Batch normalization", 2015.
+  void (*norm_forward)(const norm_shape *shape, void *y, const void *x, const double *sums,
+                       const real *gamma, const real *beta, const void *residual, bool relu,
+                       real *running_mean, real *running_var, real *saved_mean,
+                       real *saved_inverse_std);
+  // Evaluation: the same y from the running statistics, which do not change.
+  void (*norm_inference)(const norm_shape *shape, void *y, const void *x, const real *gamma,
+                         const real *beta, const void *residual, bool relu,
+                         const real *running_mean, const real *running_var);
+  // dy: gradient of y. g = relu ? dy where y > 0, else 0 : dy. xhat = (x - mean) inverse_std.
+  // dbeta = sum g, dgamma = sum g xhat,
+  // dx = gamma inverse_std (g - dbeta / n - xhat dgamma / n), dresidual = g.
+  // y is read only where relu is set. dresidual may be NULL, and may be dy itself; dx may be dy
+  // unless dresidual is.
+  void (*norm_backward)(const norm_shape *shape, void *dx, void *dresidual, real *dgamma,
+                        real *dbeta, const void *dy, const void *y, const void *x,
+                        const real *gamma, const real *saved_mean, const real *saved_inverse_std,
+                        bool relu);
+
+  // y[b][c] = mean of x[b][.][.][c] over `pixels` pixels, and dx = dy / pixels at each of them.
+  void (*pool_forward)(int batch, int pixels, int channels, void *y, const void *x);
+  void (*pool_backward)(int batch, int pixels, int channels, void *dx, const void *dy);
+
+  // logits[b][o] = bias[o] + sum over c of x[b][c] w[o][c]; x: activations, logits: real [B][10].
+  void (*linear_forward)(int batch, int channels, real *logits, const void *x, const void *w,
+                         const real *bias);
+  // dx = dlogits w, dw = dlogits^T x, dbias = sum over b of dlogits.
+  void (*linear_backward)(int batch, int channels, void *dx, real *dw, real *dbias,
+                          const real *dlogits, const void *x, const void *w);
+
+  // -- smoothing.h: the loss -----------------------------------------------------------------------
+
+  // Cross-entropy against the smoothed, mixed label: t[b][j] = lambda smooth(a)[j] + (1 - lambda)
+  // smooth(b)[j], where smooth(l)[j] is 1 - s for j = l and s / 9 for each other class, a and b the
+  // labels of image b and its partner. loss[b] = - sum_j t[b][j] log softmax(logits[b])[j].
+  // results[step->slot] = sums over the batch; dlogits = (softmax - t) / batch, the gradient of the
+  // mean loss. dlogits may be NULL. Szegedy et al., "Rethinking the Inception architecture", 2016.
+  void (*cross_entropy)(int batch, float smoothing, real *dlogits, step_result *results,
+                        const real *logits, const uint8_t *labels, const sample *samples,
+                        const step_values *step);
+
+  // -- sgd.h: the optimiser -------------------------------------------------------------------------
+
+  // v = momentum v + (g + weight_decay w); w -= step->learning_rate v: every parameter, biases and
+  // batch normalisation included, and the compute copies. As torch.optim.SGD defines it: v starts
+  // at zero, so its first value is g + weight_decay w.
+  void (*sgd_update)(const parameters *p, const step_values *step, float momentum,
+                     float weight_decay);
+} device;
+
+extern const device reference_device; // reference/device.c
+const device *cpu_device(void);       // cpu/device.c
+
+// "reference", "cpu", or "auto", which takes the fastest that this machine has. NULL: no such device.
+const device *device_by_name(const char *name); // cpu/device.c
+
+#endif

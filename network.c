@@ -1,0 +1,406 @@
+// network.c - ResNet-18 as a list of units and blocks, its forward and backward pass, its plan.
+// network.h has the picture; every operation called here is explained in device.h.
+//
+// Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
+// which ReLU's mask and the next convolution's weight gradient need. Gradients of activations are
+// needed only until the layer before has used them, so three buffers go round for all of them.
+#include "network.h"
+
+#include "conv.h"
+#include "random.h"
+#include <math.h>
+#include <string.h>
+
+// -- Which tensors and layers there are ----------------------------------------------------------
+
+// A tensor of the given shape at the end of a flat array of *size elements, which grows by it.
+static parameter append_tensor(size_t *size, const char *module, const char *name, int rank,
+                               const int dims[4]) {
+  parameter t = {.rank = rank, .offset = *size, .count = 1};
+  snprintf(t.name, sizeof t.name, "%s.%s", module, name);
+  for (int i = 0; i < 4; i++) {
+    t.dims[i] = dims[i];
+    t.count *= (size_t)dims[i];
+  }
+  *size += t.count;
+  return t;
+}
+
+static int add_parameter(network *n, const char *module, const char *name, int rank,
+                         const int dims[4]) {
+  parameters *p = &n->parameters;
+  n->parameter_list[p->list_count] = append_tensor(&p->count, module, name, rank, dims);
+  return p->list_count++;
+}
+
+static int add_statistic(network *n, const char *module, const char *name, const int dims[4]) {
+  n->statistics_list[n->statistics_count] =
+      append_tensor(&n->statistics_size, module, name, 1, dims);
+  return n->statistics_count++;
+}
+
+// conv and norm are PyTorch's names of the two modules: "layer1.0.conv1", "layer1.0.bn1".
+static int add_unit(network *n, const char *conv, const char *norm, conv_shape s) {
+  const int filters[4] = {s.out_channels, s.kernel, s.kernel, s.in_channels};
+  const int channels[4] = {s.out_channels, 1, 1, 1};
+  unit *u = &n->units[n->unit_count];
+  u->shape = s;
+  u->weight = add_parameter(n, conv, "weight", 4, filters);
+  u->gamma = add_parameter(n, norm, "weight", 1, channels);
+  u->beta = add_parameter(n, norm, "bias", 1, channels);
+  u->mean = add_statistic(n, norm, "running_mean", channels);
+  u->variance = add_statistic(n, norm, "running_var", channels);
+  return n->unit_count++;
+}
+
+// Block j of a stage, from an image of side x side pixels; a first block has the stride.
+static void add_block(network *n, int stage, int j, int side, int in_channels, int out_channels,
+                      int stride) {
+  char conv[32], norm[32];
+  block *k = &n->blocks[2 * (stage - 1) + j];
+  const conv_shape a =
+      make_conv_shape(n->max_batch, side, side, in_channels, out_channels, 3, stride);
+  const conv_shape b =
+      make_conv_shape(n->max_batch, a.out_height, a.out_width, out_channels, out_channels, 3, 1);
+  snprintf(conv, sizeof conv, "layer%d.%d.conv1", stage, j);
+  snprintf(norm, sizeof norm, "layer%d.%d.bn1", stage, j);
+  k->a = add_unit(n, conv, norm, a);
+  snprintf(conv, sizeof conv, "layer%d.%d.conv2", stage, j);
+  snprintf(norm, sizeof norm, "layer%d.%d.bn2", stage, j);
+  k->b = add_unit(n, conv, norm, b);
+  k->shortcut = -1;
+  if (stride == 1 && in_channels == out_channels) return;
+  snprintf(conv, sizeof conv, "layer%d.%d.shortcut.0", stage, j);
+  snprintf(norm, sizeof norm, "layer%d.%d.shortcut.1", stage, j);
+  k->shortcut =
+      add_unit(n, conv, norm,
+               make_conv_shape(n->max_batch, side, side, in_channels, out_channels, 1, stride));
+}
+
+bool network_describe(network *n, const device *d, int width, int batch, error *e) {
+  memset(n, 0, sizeof *n);
+  if (width < 8 || width > 1024 || width % 8)
+    return fail(e, "width %d: must be a multiple of 8 from 8 to 1024", width);
+  if (batch < 1 || batch > 65536) return fail(e, "batch %d: must be from 1 to 65536", batch);
+  n->device = d;
+  n->width = width;
+  n->max_batch = batch;
+  n->parameters.list = n->parameter_list;
+  add_unit(n, "conv1", "bn1",
+           make_conv_shape(batch, IMAGE_SIDE, IMAGE_SIDE, IMAGE_CHANNELS, width, 3, 1));
+  int side = IMAGE_SIDE, channels = width;
+  for (int stage = 1; stage <= 4; stage++) {
+    const int stride = stage == 1 ? 1 : 2, out_channels = width << (stage - 1);
+    add_block(n, stage, 0, side, channels, out_channels, stride);
+    side /= stride;
+    channels = out_channels;
+    add_block(n, stage, 1, side, channels, channels, 1);
+  }
+  add_parameter(n, "linear", "weight", 2, (const int[4]){CLASSES, channels, 1, 1});
+  add_parameter(n, "linear", "bias", 1, (const int[4]){CLASSES, 1, 1, 1});
+  return true;
+}
+
+// -- Memory ----------------------------------------------------------------------------------------
+
+// Activations of a unit's output for the largest batch.
+static size_t output_count(const unit *u, int batch) {
+  const conv_shape *s = &u->shape;
+  return (size_t)batch * s->out_height * s->out_width * s->out_channels;
+}
+
+static void allocate_unit(network *n, unit *u) {
+  const device *d = n->device;
+  const size_t channels = (size_t)u->shape.out_channels;
+  u->z = d->allocate(output_count(u, n->max_batch) * d->activation_bytes);
+  u->y = d->allocate(output_count(u, n->max_batch) * d->activation_bytes);
+  u->sums = d->allocate(2 * channels * sizeof(double));
+  u->saved_mean = d->allocate(channels * sizeof(real));
+  u->saved_inverse_std = d->allocate(channels * sizeof(real));
+}
+
+bool network_create(network *n, const device *d, int width, int batch, error *e) {
+  if (!network_describe(n, d, width, batch, e)) return false;
+  parameters *p = &n->parameters;
+  p->weight = d->allocate(p->count * sizeof(real));
+  p->gradient = d->allocate(p->count * sizeof(real));
+  p->momentum = d->allocate(p->count * sizeof(real));
+  p->compute = d->compute_bytes ? d->allocate(p->count * d->compute_bytes) : p->weight;
+  n->statistics = d->allocate(n->statistics_size * sizeof(real));
+  for (int i = 0; i < UNITS; i++) allocate_unit(n, &n->units[i]);
+  n->input = d->allocate((size_t)batch * IMAGE_BYTES * d->activation_bytes);
+  n->pooled = d->allocate((size_t)batch * 8 * width * d->activation_bytes);
+  n->logits = d->allocate((size_t)batch * CLASSES * sizeof(real));
+  n->dlogits = d->allocate((size_t)batch * CLASSES * sizeof(real));
+  for (int i = 0; i < 3; i++)
+    n->gradient[i] = d->allocate(output_count(&n->units[0], batch) * d->activation_bytes);
+  return true;
+}
+
+void network_free(network *n) {
+  const device *d = n->device;
+  parameters *p = &n->parameters;
+  if (d->compute_bytes) d->release(p->compute);
+  d->release(p->weight);
+  d->release(p->gradient);
+  d->release(p->momentum);
+  d->release(n->statistics);
+  for (int i = 0; i < UNITS; i++) {
+    unit *u = &n->units[i];
+    d->release(u->z);
+    d->release(u->y);
+    d->release(u->sums);
+    d->release(u->saved_mean);
+    d->release(u->saved_inverse_std);
+  }
+  d->release(n->input);
+  d->release(n->pooled);
+  d->release(n->logits);
+  d->release(n->dlogits);
+  for (int i = 0; i < 3; i++) d->release(n->gradient[i]);
+}
+
+size_t network_bytes_per_image(const network *n) {
+  const size_t activation = n->device->activation_bytes;
+  size_t activations = IMAGE_BYTES + 8 * (size_t)n->width + 3 * output_count(&n->units[0], 1);
+  for (int i = 0; i < UNITS; i++) activations += 2 * output_count(&n->units[i], 1);
+  return activations * activation + 2 * CLASSES * sizeof(real);
+}
+
+size_t network_bytes(const network *n) {
+  return n->parameters.count * (3 * sizeof(real) + n->device->compute_bytes) +
+         n->statistics_size * (2 * sizeof(real) + sizeof(double)) +
+         n->max_batch * network_bytes_per_image(n);
+}
+
+// -- Initial weights ---------------------------------------------------------------------------
+
+// PyTorch calls it kaiming_uniform with a = sqrt(5): uniform within 1 / sqrt(fan_in) either way.
+static void draw_uniform(real *weights, size_t count, int fan_in, uint64_t seed, int position) {
+  random_stream stream = random_open(seed, RANDOM_WEIGHTS, 0, (uint32_t)position);
+  const float bound = (float)(1 / sqrt(fan_in));
+  for (size_t i = 0; i < count; i++) weights[i] = bound * (2 * random_float(&stream) - 1);
+}
+
+void network_initialise(network *n, uint64_t seed) {
+  const device *d = n->device;
+  parameters *p = &n->parameters;
+  real *host = allocate(p->count * sizeof(real));
+  d->upload(p->momentum, host, p->count * sizeof(real)); // zeros
+  for (int i = 0; i < p->list_count; i++) {
+    const parameter *t = &p->list[i];
+    if (t->rank > 1)
+      draw_uniform(host + t->offset, t->count, (int)(t->count / t->dims[0]), seed, i);
+    else if (!strcmp(t->name, "linear.bias"))
+      draw_uniform(host + t->offset, t->count, 8 * n->width, seed, i);
+    else if (strstr(t->name, ".weight")) // gamma 1; beta stays 0
+      for (size_t j = 0; j < t->count; j++) host[t->offset + j] = 1;
+  }
+  d->upload(p->weight, host, p->count * sizeof(real));
+  d->refresh_compute(p);
+  for (int i = 0; i < n->statistics_count; i++) {
+    const parameter *t = &n->statistics_list[i];
+    const bool variance = strstr(t->name, "running_var");
+    for (size_t j = 0; j < t->count; j++) host[t->offset + j] = variance ? 1 : 0;
+  }
+  d->upload(n->statistics, host, n->statistics_size * sizeof(real));
+  free(host);
+  n->batches_tracked = 0;
+}
+
+// -- Forward and backward ------------------------------------------------------------------------
+
+static real *weight_of(const network *n, int position) {
+  return n->parameters.weight + n->parameters.list[position].offset;
+}
+
+static real *gradient_of(const network *n, int position) {
+  return n->parameters.gradient + n->parameters.list[position].offset;
+}
+
+static real *statistic_of(const network *n, int position) {
+  return n->statistics + n->statistics_list[position].offset;
+}
+
+// What a convolution or the linear layer reads in place of the weights; see parameters.compute.
+static const void *compute_weight_of(const network *n, int position) {
+  const device *d = n->device;
+  const size_t element = d->compute_bytes ? d->compute_bytes : sizeof(real);
+  return (const char *)n->parameters.compute + n->parameters.list[position].offset * element;
+}
+
+static norm_shape norm_shape_of(const unit *u) {
+  const conv_shape *s = &u->shape;
+  return (norm_shape){s->batch * s->out_height * s->out_width, s->out_channels};
+}
+
+// y = act(norm(conv(x)) + residual)
+static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool relu,
+                         bool training) {
+  const device *d = n->device;
+  const real *gamma = weight_of(n, u->gamma), *beta = weight_of(n, u->beta);
+  real *mean = statistic_of(n, u->mean), *variance = statistic_of(n, u->variance);
+  u->shape.batch = n->batch;
+  u->x = x;
+  const norm_shape shape = norm_shape_of(u);
+  d->conv_forward(&u->shape, u->z, x, compute_weight_of(n, u->weight), training ? u->sums : NULL);
+  if (training)
+    d->norm_forward(&shape, u->y, u->z, u->sums, gamma, beta, residual, relu, mean, variance,
+                    u->saved_mean, u->saved_inverse_std);
+  else
+    d->norm_inference(&shape, u->y, u->z, gamma, beta, residual, relu, mean, variance);
+}
+
+void network_forward(network *n, int batch, bool training) {
+  const device *d = n->device;
+  n->batch = batch;
+  n->batches_tracked += training;
+  unit_forward(n, &n->units[0], n->input, NULL, true, training);
+  const void *x = n->units[0].y;
+  for (int i = 0; i < BLOCKS; i++) {
+    unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
+    const void *residual = x;
+    unit_forward(n, a, x, NULL, true, training);
+    if (n->blocks[i].shortcut >= 0) {
+      unit *shortcut = &n->units[n->blocks[i].shortcut];
+      unit_forward(n, shortcut, x, NULL, false, training);
+      residual = shortcut->y;
+    }
+    unit_forward(n, b, a->y, residual, true, training);
+    x = b->y;
+  }
+  const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / batch;
+  d->pool_forward(batch, pixels, channels, n->pooled, x);
+  d->linear_forward(batch, channels, n->logits, n->pooled, compute_weight_of(n, PARAMETERS - 2),
+                    weight_of(n, PARAMETERS - 1));
+}
+
+// The gradient of u's convolution output (dz, may be dy) and of gamma and beta, from that of its
+// output (dy); then that of its filters. dresidual as in device.h.
+static void unit_backward(network *n, unit *u, void *dz, void *dresidual, const void *dy,
+                          bool relu) {
+  const device *d = n->device;
+  const norm_shape shape = norm_shape_of(u);
+  d->norm_backward(&shape, dz, dresidual, gradient_of(n, u->gamma), gradient_of(n, u->beta), dy,
+                   u->y, u->z, weight_of(n, u->gamma), u->saved_mean, u->saved_inverse_std, relu);
+  d->conv_backward_weight(&u->shape, gradient_of(n, u->weight), dz, u->x);
+}
+
+static void unit_backward_input(network *n, unit *u, void *dx, const void *dz, bool accumulate) {
+  n->device->conv_backward_input(&u->shape, dx, dz, compute_weight_of(n, u->weight), accumulate);
+}
+
+// gradient[0]: in, that of the block's output; out, that of its input.
+static void block_backward(network *n, const block *k) {
+  unit *a = &n->units[k->a], *b = &n->units[k->b];
+  void *dy = n->gradient[0], *da = n->gradient[1], *dz = n->gradient[2];
+  unit_backward(n, b, dz, dy, dy, true); // dy is now the residual's gradient
+  unit_backward_input(n, b, da, dz, false);
+  unit_backward(n, a, da, NULL, da, true);
+  if (k->shortcut < 0) { // the residual was x itself, so its gradient is already x's, in part
+    unit_backward_input(n, a, dy, da, true);
+    return;
+  }
+  unit *shortcut = &n->units[k->shortcut];
+  unit_backward(n, shortcut, dy, NULL, dy, false);
+  unit_backward_input(n, shortcut, dz, dy, false);
+  unit_backward_input(n, a, dz, da, true);
+  n->gradient[0] = dz;
+  n->gradient[2] = dy;
+}
+
+void network_backward(network *n) {
+  const device *d = n->device;
+  const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / n->batch;
+  d->linear_backward(n->batch, channels, n->gradient[1], gradient_of(n, PARAMETERS - 2),
+                     gradient_of(n, PARAMETERS - 1), n->dlogits, n->pooled,
+                     compute_weight_of(n, PARAMETERS - 2));
+  d->pool_backward(n->batch, pixels, channels, n->gradient[0], n->gradient[1]);
+  for (int i = BLOCKS - 1; i >= 0; i--) block_backward(n, &n->blocks[i]);
+  unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true);
+}
+
+// -- Reports -----------------------------------------------------------------------------------------
+
+// A multiplication and an addition for each weight at each output pixel.
+static double unit_flops(const unit *u) {
+  const conv_shape *s = &u->shape;
+  return 2.0 * s->out_height * s->out_width * s->out_channels * s->kernel * s->kernel *
+         s->in_channels;
+}
+
+void network_print_plan(const network *n, FILE *out) {
+  const size_t activation = n->device->activation_bytes;
+  double flops = 2.0 * CLASSES * 8 * n->width;
+  fprintf(out, "%-24s %-14s %-14s %12s %12s %14s\n", "layer (with its norm)", "input", "output",
+          "parameters", "MFLOP/image", "KiB/image");
+  for (int i = 0; i < UNITS; i++) {
+    const unit *u = &n->units[i];
+    const conv_shape *s = &u->shape;
+    char module[40], in[32], shape[32];
+    snprintf(module, sizeof module, "%s", n->parameter_list[u->weight].name);
+    *strrchr(module, '.') = 0; // without ".weight"
+    snprintf(in, sizeof in, "%dx%dx%d", s->in_height, s->in_width, s->in_channels);
+    snprintf(shape, sizeof shape, "%dx%dx%d", s->out_height, s->out_width, s->out_channels);
+    fprintf(out, "%-24s %-14s %-14s %12zu %12.2f %14.1f\n", module, in, shape,
+            n->parameter_list[u->weight].count + 2 * (size_t)s->out_channels, unit_flops(u) / 1e6,
+            2.0 * output_count(u, 1) * activation / 1024);
+    flops += unit_flops(u);
+  }
+  fprintf(out, "%-24s %-14d %-14d %12d %12.2f %14.1f\n", "linear", 8 * n->width, CLASSES,
+          CLASSES * (8 * n->width + 1), 2e-6 * CLASSES * 8 * n->width,
+          (8.0 * n->width * activation + 2 * CLASSES * sizeof(real)) / 1024);
+  fprintf(out,
+          "total: %zu parameters, %.2f MFLOP an image forward, about three times that to train\n",
+          n->parameters.count, flops / 1e6);
+  fprintf(out, "memory: %.1f MiB for weights, gradients and momentum, %.2f MiB an image; ",
+          n->parameters.count * (3 * sizeof(real) + n->device->compute_bytes) / 1048576.0,
+          network_bytes_per_image(n) / 1048576.0);
+  fprintf(out, "%.1f MiB at batch %d\n", network_bytes(n) / 1048576.0, n->max_batch);
+}
+
+static bool all_finite(const real *values, size_t count) {
+  for (size_t i = 0; i < count; i++)
+    if (!isfinite(values[i])) return false;
+  return true;
+}
+
+static bool activations_finite(const network *n, const void *activations, size_t count,
+                               real *host) {
+  n->device->download_activations(host, activations, count);
+  return all_finite(host, count);
+}
+
+static const char *first_bad_activation(const network *n, real *host) {
+  static char text[80];
+  if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES, host)) return "the input";
+  for (int i = 0; i < UNITS; i++) {
+    const unit *u = &n->units[i];
+    const size_t count = output_count(u, n->batch);
+    snprintf(text, sizeof text, "the output of %s", n->parameter_list[u->weight].name);
+    *strrchr(text, '.') = 0;
+    if (!activations_finite(n, u->z, count, host)) return text;
+    snprintf(text, sizeof text, "the output of %s", n->parameter_list[u->gamma].name);
+    *strrchr(text, '.') = 0;
+    if (!activations_finite(n, u->y, count, host)) return text;
+  }
+  n->device->download(host, n->logits, (size_t)n->batch * CLASSES * sizeof(real));
+  return all_finite(host, (size_t)n->batch * CLASSES) ? NULL : "the logits";
+}
+
+const char *network_first_bad_tensor(const network *n) {
+  const parameters *p = &n->parameters;
+  const size_t largest = output_count(&n->units[0], n->max_batch);
+  real *host = allocate((largest > p->count ? largest : p->count) * sizeof(real));
+  const char *bad = NULL;
+  n->device->download(host, p->weight, p->count * sizeof(real));
+  for (int i = 0; i < p->list_count && !bad; i++)
+    if (!all_finite(host + p->list[i].offset, p->list[i].count)) bad = p->list[i].name;
+  n->device->download(host, n->statistics, n->statistics_size * sizeof(real));
+  for (int i = 0; i < n->statistics_count && !bad; i++)
+    if (!all_finite(host + n->statistics_list[i].offset, n->statistics_list[i].count))
+      bad = n->statistics_list[i].name;
+  if (!bad && n->batch) bad = first_bad_activation(n, host);
+  free(host);
+  return bad;
+}

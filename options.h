@@ -1,0 +1,65 @@
+// options.h - the command line of train: every setting of a run, its default and its limits.
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include "error.h"
+#include "safetensors.h"
+#include <stdint.h>
+
+enum { PATH_ROOM = 2048, MILESTONES = 16 };
+
+typedef struct {
+  // The recipe. These belong to a run and are kept with its checkpoint.
+  uint64_t seed;
+  int width;
+  int batch;
+  int epochs;
+  double lr;
+  double momentum;
+  double weight_decay;
+  int milestones[MILESTONES]; // epochs (counted from 0) from which lr is multiplied by gamma
+  int milestone_count;        // -1 until settled: one third and two thirds of the epochs
+  double gamma;
+  double mixup_alpha; // 0: no mixup
+  double smoothing;
+  int train_images, test_images; // the first N of each; 0: all
+
+  // Where and how this process works.
+  char data[PATH_ROOM];
+  char device[32];
+  int threads; // 0: as many as there are processors
+  char checkpoint[PATH_ROOM];
+  bool resume;
+  char init[PATH_ROOM];
+  char eval[PATH_ROOM];
+  char log[PATH_ROOM];
+  char trace[PATH_ROOM];
+  int keep_every; // 0: never
+  bool plan;
+  bool help;
+
+  uint64_t given; // a bit for each option that was on the command line, by its place in the table
+} options;
+
+// Defaults, then --preset, then the other options. False, with a line in e, for an option that does
+// not exist, a value that is not one or lies outside its limits, or options that exclude each other.
+bool options_parse(int argc, char **argv, options *o, error *e);
+
+void options_print_help(FILE *out);
+
+// Was this option ("width", without dashes) on the command line?
+bool options_given(const options *o, const char *name);
+
+// The recipe's settings as text, to be kept with a checkpoint. Returns how many; `room` suffices.
+enum { SAVED_OPTIONS = 13 };
+int options_to_metadata(const options *o, metadata *settings);
+
+// Takes over the settings of the run that is resumed. An option given on the command line stands,
+// with a line of notice to `out` where it changes the run; but batch, width, seed and the number of
+// images cannot change in the middle of a run: false, with a line in e.
+bool options_from_metadata(options *o, const safetensors *resume, FILE *out, error *e);
+
+// The learning rate of an epoch, counted from 0: lr gamma^(number of milestones reached).
+double options_learning_rate(const options *o, int epoch);
+
+#endif

@@ -1,0 +1,51 @@
+// reference/mixup.c - a batch of mixed images, plainly.
+//
+// x[b] = lambda a(b) + (1 - lambda) a(partner of b): the network never sees one image alone, but a
+// weighted sum of two, and is asked for both labels in the same proportion (smoothing.h). The two
+// images of a pair are augmented first, each with its own crop and flip.
+//
+// Zhang, Cisse, Dauphin, Lopez-Paz: "mixup: beyond empirical risk minimization", ICLR 2018.
+#include "mixup.h"
+
+#include "error.h"
+#include "random.h"
+
+float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step) {
+  for (int b = 0; b < batch; b++) samples[b].partner = b;
+  if (alpha == 0) return 1;
+  random_stream stream = random_open(seed, RANDOM_LAMBDA, (uint32_t)epoch, (uint32_t)step);
+  const float lambda = (float)random_beta(&stream, alpha);
+  int32_t *partners = allocate((size_t)batch * sizeof *partners);
+  stream = random_open(seed, RANDOM_PARTNER, (uint32_t)epoch, (uint32_t)step);
+  random_permutation(&stream, partners, (uint32_t)batch);
+  for (int b = 0; b < batch; b++) samples[b].partner = partners[b];
+  free(partners);
+  return lambda;
+}
+
+// Value of image s at pixel (y, x) and channel c after padding, crop, flip and division by 255. The
+// flip exchanges left and right of the crop, so it is undone first on the way back to the file.
+static real augmented_pixel(const uint8_t *images, const sample *s, int y, int x, int c) {
+  const int crop_column = s->flip ? IMAGE_SIDE - 1 - x : x;
+  const int row = y + s->crop_y - CROP_PADDING;
+  const int column = crop_column + s->crop_x - CROP_PADDING;
+  if (row < 0 || row >= IMAGE_SIDE || column < 0 || column >= IMAGE_SIDE) return 0;
+  const uint8_t *image = images + (size_t)s->image * IMAGE_BYTES;
+  return (real)image[(c * IMAGE_SIDE + row) * IMAGE_SIDE + column] / 255;
+}
+
+// images: [N][3][32][32]; samples: [batch]; x: [batch][32][32][3]
+void reference_mix_images(int batch, void *x, const uint8_t *images, const sample *samples,
+                          const step_values *step) {
+  const real lambda = step->lambda;
+#pragma omp parallel for
+  for (int b = 0; b < batch; b++) {
+    const sample *own = &samples[b], *partner = &samples[own->partner];
+    real *pixel = (real *)x + (size_t)b * IMAGE_BYTES;
+    for (int row = 0; row < IMAGE_SIDE; row++)
+      for (int column = 0; column < IMAGE_SIDE; column++)
+        for (int c = 0; c < IMAGE_CHANNELS; c++)
+          *pixel++ = lambda * augmented_pixel(images, own, row, column, c) +
+                     (1 - lambda) * augmented_pixel(images, partner, row, column, c);
+  }
+}

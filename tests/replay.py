@@ -1,0 +1,247 @@
+"""replay.py - does PyTorch do what ./train did? Replays a traced run, each step from equal states.
+
+Why not train both and compare the curves: training is chaotic. Two runs of PyTorch itself that
+differ in nothing but memory format, and so in the order of their sums, agree in the first loss to
+seven digits and after ten steps to one or two. So this program loads the state before step k as ./train
+left it, does step k on the very images, crops, partners and lambda of the trace, and compares what
+comes out with what ./train had after step k. An error can then neither grow nor hide.
+
+What is compared, for every step of which the states before and after were kept:
+
+    loss         relative difference
+    correct      equal, but for images whose two best logits differ by rounding only
+    momentum     every tensor: norm of the difference / norm. With zero momentum before it this is
+                 the gradient and weight decay; later it is nine parts old, one part new
+    weights      every tensor: norm of the difference / norm of the step's change, and / norm
+    statistics   running means and variances, in the same way, and num_batches_tracked
+
+After an epoch also test_loss and test_accuracy. The yardstick is PyTorch against PyTorch: the same
+step in the memory format channels_last. Printed behind a difference in brackets, and a "times" is
+the ratio of the two. All of this is for a device that computes in float32.
+
+How to run, with torch and safetensors installed; width 16 replays about two steps a second:
+
+    ./train --device cpu --width 16 --epochs 1 --train-images 5120 \\
+        --checkpoint /tmp/run --keep-every 1 --trace /tmp/run.jsonl
+    python3 tests/replay.py /tmp/run.jsonl /tmp/run
+
+    python3 tests/replay.py TRACE CHECKPOINT_DIR [--data DIR] [--init FILE] [--steps N]
+
+--init is the file that ./train was given as its --init: the state before step 1, which is otherwise
+left out. --data overrides the trace's directory. Exit status 1 if anything differs by more than the
+limits below, or if there was nothing to compare.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from resnet import (
+    TEST_FILES,
+    TRAIN_FILES,
+    ResNet18,
+    make_optimiser,
+    read_cifar,
+    read_momentum,
+    smoothed_cross_entropy,
+    train_step,
+)
+
+# The forward pass is smooth, its rounding errors stay near 1e-7 to 1e-6. In the backward pass a
+# single activation so close to zero that rounding decides its sign switches a whole path through
+# ReLU on or off: in a small tensor that is a difference of up to about 1e-3, and no error.
+LOSS_LIMIT = 1e-5
+LIMITS = {"momentum": 1e-3, "weights": 1e-3, "statistics": 1e-4}
+YARDSTICKS = 3  # ... or three times what PyTorch differs from itself, where that is more
+TIE = 1e-4  # two logits this close, relative to the largest, may change places
+
+
+# -- States ----------------------------------------------------------------------------------------
+
+
+def load_state(directory, step, init, width):
+    """{"weights", "statistics", "momentum"}: name -> tensor after that step; None if not kept."""
+    path = directory / f"step-{step:06d}.safetensors"
+    resume = directory / f"step-{step:06d}.resume.safetensors"
+    if step == 0 and init:
+        path, resume = init, None
+    elif not (path.exists() and resume.exists()):
+        return None
+    model = ResNet18(width)
+    model.load_state_dict(load_file(path), strict=True)  # exactly PyTorch's names and shapes
+    momentum = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    if resume:
+        stored = load_file(resume)
+        momentum = {n: stored["momentum." + n] for n in momentum}
+    return state_of(model, momentum)
+
+
+def state_of(model, momentum):
+    weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
+    statistics = {n: b.float() for n, b in model.named_buffers()}
+    return {"weights": weights, "statistics": statistics, "momentum": momentum}
+
+
+def torch_step(before, step, settings, data, memory_format):
+    """Step by PyTorch from that state -> the state after it, logits, loss, correct."""
+    model = ResNet18(settings["width"])
+    model.load_state_dict({**before["weights"], **before["statistics"]})
+    model.to(memory_format=memory_format)
+    optimiser = make_optimiser(model, {**settings, "lr": step["lr"]}, before["momentum"])
+    outcome = train_step(model, optimiser, *data, step, settings["smoothing"])
+    momentum = {n: v.contiguous() for n, v in read_momentum(model, optimiser).items()}
+    return state_of(model, momentum), *outcome
+
+
+# -- Comparing -------------------------------------------------------------------------------------
+
+
+class Record:
+    """The largest differences seen, and what went over its limit."""
+
+    def __init__(self):
+        self.worst = {}
+        self.failures = []
+
+    def note(self, kind, where, difference, yardstick):
+        self.worst.setdefault(kind, []).append((difference, yardstick, where))
+
+    def demand(self, ok, text):
+        if not ok:
+            self.failures.append(text)
+            print("  DIFFERS:", text)
+
+    def print(self):
+        print("\nlargest difference of each kind, and the one most times its yardstick")
+        for kind, seen in self.worst.items():
+            print(f"  {kind:15} {show(largest(seen))}")
+            print(f"  {'':15} {show(max(seen, key=times))}")
+
+
+def largest(seen):
+    return max(seen, key=lambda one: float("inf") if math.isnan(one[0]) else one[0])
+
+
+def times(one):
+    return one[0] / one[1] if one[1] else 0.0  # nothing to measure with
+
+
+def show(one):
+    difference, yardstick, where = one
+    return f"{difference:7.1e} ({yardstick:7.1e}, {times(one):6.1f} times)  {where}"
+
+
+def compare_tensors(record, label, kind, before, ours, torchs, other):
+    """Every tensor of a kind: ours and the yardstick's against PyTorch's. Returns what it noted."""
+    seen = []
+    for name, t in torchs[kind].items():
+        mine = ours[kind][name]
+        scale = t.norm() if kind == "momentum" else (t - before[kind][name]).norm()
+        error, yardstick = (mine - t).norm(), (other[kind][name] - t).norm()
+        where = f"{label} {name}"
+        limit = max(LIMITS[kind] * scale, YARDSTICKS * yardstick)
+        limit += 2**-23 * t.norm()  # both sides rounded to float32 when they added the change
+        text = f"{kind} of {where}: {error / scale:.1e} ({yardstick / scale:.1e})"
+        record.demand(error <= limit, text)
+        seen.append(((error / scale).item(), (yardstick / scale).item(), where))
+        record.note(kind, where, *seen[-1][:2])
+        if kind == "weights":
+            whole = t.norm()
+            record.note("weights / norm", where, (error / whole).item(), (yardstick / whole).item())
+    return seen
+
+
+def near_ties(logits):
+    """How many images' best class is a matter of rounding."""
+    top = logits.topk(2).values
+    return (top[:, 0] - top[:, 1] < TIE * logits.abs().max()).sum().item()
+
+
+def compare_step(record, step, settings, data, before, ours):
+    label = f"step {step['step']}"
+    torchs, logits, loss, correct = torch_step(
+        before, step, settings, data, torch.contiguous_format
+    )
+    other, _, other_loss, _ = torch_step(before, step, settings, data, torch.channels_last)
+    error, yardstick = abs(step["loss"] - loss) / loss, abs(other_loss - loss) / loss
+    record.note("loss", label, error, yardstick)
+    line = f"{label:11} lambda {step['lambda']:.4f}  loss {loss:.5f} {error:.1e} ({yardstick:.1e})"
+    same = abs(step["correct"] - correct) <= near_ties(logits) + 1e-4
+    for kind in LIMITS:
+        seen = compare_tensors(record, label, kind, before, ours, torchs, other)
+        line += f"  {kind} {largest(seen)[0]:.1e} ({largest(seen)[1]:.1e})"
+    print(line, flush=True)
+    record.demand(error <= LOSS_LIMIT, f"loss of {label}: {step['loss']:.9g}, PyTorch {loss:.9g}")
+    record.demand(same, f"correct of {label}: {step['correct']:.6f}, PyTorch {correct:.6f}")
+
+
+def compare_epoch(record, line, settings, test, state):
+    """test_loss and test_accuracy of an epoch's line against PyTorch in evaluation mode."""
+    images, labels = test
+    model = ResNet18(settings["width"])
+    model.load_state_dict({**state["weights"], **state["statistics"]})
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(batch.float() / 255) for batch in images.split(100)])
+    loss = smoothed_cross_entropy(logits, labels.long(), settings["smoothing"]).item()
+    correct = (logits.argmax(1) == labels).sum().item()
+    error, mine = abs(line["test_loss"] - loss) / loss, line["test_accuracy"] * len(labels)
+    where = f"epoch {line['epoch']}"
+    text = f"loss {line['test_loss']:.9g}, PyTorch {loss:.9g} ({error:.1e}); "
+    text += f"correct {mine:.2f}, PyTorch {correct}, of {len(labels)}"
+    print(f"{where:11} test {text}", flush=True)
+    record.demand(error <= LOSS_LIMIT, f"test loss of {where}: {text}")
+    record.demand(abs(mine - correct) <= near_ties(logits) + 0.01, f"test of {where}: {text}")
+
+
+# -- The run ---------------------------------------------------------------------------------------
+
+
+def replay(arguments):
+    with open(arguments.trace) as file:
+        settings, *lines = [json.loads(line) for line in file]
+    directory, folder = arguments.data or settings["data"], arguments.checkpoints
+    data = [t[: settings["train_images"]] for t in read_cifar(directory, TRAIN_FILES)]
+    test = [t[: settings["test_images"]] for t in read_cifar(directory, TEST_FILES)]
+    record, replayed, number, after = Record(), 0, 0, None
+    for line in lines:
+        if "test_loss" in line:
+            if after:
+                compare_epoch(record, line, settings, test, after)
+            continue
+        if replayed == arguments.steps:
+            break
+        before = after if line["step"] == number + 1 else None
+        number = line["step"]
+        before = before or load_state(folder, number - 1, arguments.init, settings["width"])
+        after = load_state(folder, number, None, settings["width"])
+        if before and after:
+            compare_step(record, line, settings, data, before, after)
+            replayed += 1
+    record.demand(replayed > 0, "nothing was compared: no two states in a row (--keep-every 1)")
+    record.print()
+    verdict = f"{len(record.failures)} differences over the limit" if record.failures else "agrees"
+    print(f"\n{replayed} steps replayed: {verdict}")
+    return not record.failures
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Replays a run of ./train in PyTorch.")
+    parser.add_argument("trace", help="the run's --trace file")
+    parser.add_argument("checkpoints", type=Path, help="its --checkpoint directory")
+    parser.add_argument("--data", help="CIFAR-10's binary files [where the trace says]")
+    parser.add_argument("--init", help="the file that the run was started from")
+    parser.add_argument("--steps", type=int, help="replay no more than so many")
+    try:
+        sys.exit(0 if replay(parser.parse_args()) else 1)
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        sys.exit(f"replay.py: {problem}")
+
+
+if __name__ == "__main__":
+    main()
