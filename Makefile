@@ -24,19 +24,19 @@ VARIANT := -san
 endif
 
 BUILD := build/$(notdir $(CC))$(VARIANT)
-TRAIN := train$(VARIANT)
-SHAPES := shapes$(VARIANT)
+TRAIN := $(BUILD)/train
+SHAPES := $(BUILD)/shapes
 
 LIBRARY := random.c files.c safetensors.c checkpoint.c cifar.c network.c options.c report.c \
   $(wildcard reference/*.c) $(wildcard cpu/*.c)
 # The same network and operations in double precision, for finite differences.
-DOUBLE := random.c network.c $(wildcard reference/*.c)
-TESTS := $(basename $(notdir $(wildcard tests/*_test.c)))
-DOUBLE_TESTS := gradients_test
+DOUBLE := random.c files.c safetensors.c network.c $(wildcard reference/*.c)
+TESTS := $(filter-out gradients_test,$(basename $(notdir $(wildcard tests/*_test.c))))
+DOUBLE_TESTS := gradients_test golden_test
 
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
 DOUBLE_OBJECTS := $(DOUBLE:%.c=$(BUILD)/double/%.o)
-TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%)
+TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -55,28 +55,32 @@ help:
 	@echo 'make clean        remove what was built; data and checkpoints stay'
 
 build: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
-	@echo "built with $(CC) $(NATIVE): devices reference, cpu"
+	@cp -f $(TRAIN) $(SHAPES) .
+	@echo "built ./train with $(CC) $(NATIVE): devices cpu, reference"
+
+LINK = @$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
 
 $(TRAIN): $(BUILD)/train.o $(OBJECTS)
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+	$(LINK)
 
 $(SHAPES): $(BUILD)/shapes.o $(BUILD)/random.o $(BUILD)/files.o
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+	$(LINK)
 
 $(BUILD)/double/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) -DREAL=double -c $< -o $@
+	@echo '$(CC) -DREAL=double $<'
+	@$(CC) $(CFLAGS) $(OUR_CFLAGS) -DREAL=double -DDOUBLE -c $< -o $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) -c $< -o $@
+	@echo '$(CC) $<'
+	@$(CC) $(CFLAGS) $(OUR_CFLAGS) -c $< -o $@
 
-$(DOUBLE_TESTS:%=$(BUILD)/tests/%): $(BUILD)/tests/%: $(BUILD)/double/tests/%.o $(DOUBLE_OBJECTS)
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+$(DOUBLE_TESTS:%=$(BUILD)/double/%): $(BUILD)/double/%: $(BUILD)/double/tests/%.o $(DOUBLE_OBJECTS)
+	$(LINK)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
-	$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+	$(LINK)
 
 # Objects are built again when the compiler's flags change.
 $(BUILD)/flags: FORCE
@@ -89,19 +93,20 @@ data:
 	@./data.sh
 
 data/stand-in: | $(SHAPES)
-	./$(SHAPES) --seed 1 $@
+	$(SHAPES) --seed 1 $@
 
 train: $(TRAIN) $(SHAPES)
+	@cp -f $(TRAIN) $(SHAPES) .
 	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
 	elif ./data.sh; then data=data/cifar-10-batches-bin; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
-	./$(TRAIN) --preset quick --data "$$data" $(ARGS)
+	./train --preset quick --data "$$data" $(ARGS)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
-	@tests/run.sh $(TEST_PROGRAMS) "tests/train_test.sh ./$(TRAIN) ./$(SHAPES)" tests/data_test.sh
+	@tests/run.sh $(TEST_PROGRAMS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
 
 # -- The rest ---------------------------------------------------------------------------------------------
 
@@ -109,6 +114,6 @@ format:
 	clang-format -i $$(git ls-files '*.c' '*.h')
 
 clean:
-	rm -rf build train train-san shapes shapes-san
+	rm -rf build train shapes
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -19,6 +19,8 @@ enum {
   MAX_KERNEL = 3,
   STRIP_ROWS = 8,
   GRADIENT_PIXELS = 256,
+  GRADIENT_CHUNK = 64,
+  PARTIALS_SIZE = 1 << 21,
   GRADIENT_TASKS = 16
 };
 
@@ -265,48 +267,101 @@ void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dy,
   gather_all(&g, w, NULL);
 }
 
+// What every task of a weight gradient knows.
 typedef struct {
-  const conv_shape *shape;
-  int vectors, blocks, rows;
-  int pitch;  // floats of a pixel in the copy of x
-  int images; // of a group
-  float *x, *dy;
-} outer;
+  conv_shape shape;
+  bool patches;        // x is copied as patches, and `shape` is that of the 1x1
+                       // convolution over them
+  int vectors, blocks; // of output channels
+  int chunk, chunks;   // of input channels
+  int images;          // of a group
+} weight_pass;
 
-// Copies `count` pixels of `channels` floats, the block of them from `first`
-// on, padded with zeros to `pitch`.
-static void copy_block(float *to, int pitch, const float *from, int channels,
-                       int first, size_t pixels) {
-  const int valid = min(pitch, channels - first);
-  for (size_t i = 0; i < pixels; i++, to += pitch, from += channels) {
-    memcpy(to, from + first, valid * sizeof(float));
-    if (valid < pitch)
-      memset(to + valid, 0, (pitch - valid) * sizeof(float));
-  }
+// Where column v of an image stands in a copy: columns that one filter column
+// visits are neighbours.
+static int column_position(int v, int width, int stride) {
+  return stride == 1 ? v : v % stride * ((width + 1) / 2) + v / stride;
 }
 
-ALWAYS_INLINE void add_tap(const outer *o, float *partial, int images, int r,
-                           int t, int vectors) {
-  const conv_shape *s = o->shape;
+static void copy_floats(float *to, const float *from, int count) {
+  int i = 0;
+  for (; i + LANES <= count; i += LANES)
+    store(to + i, load(from + i));
+  for (; i < count; i++)
+    to[i] = from[i];
+}
+
+// to: [height][position of column][images][chunk], zeros where there is no such
+// channel.
+static void copy_images(float *to, int chunk, const float *from, int images,
+                        int height, int width, int stride, int channels,
+                        int first_channel) {
+  const int valid = min(chunk, channels - first_channel);
+  from += first_channel;
+  for (int b = 0; b < images; b++)
+    for (int h = 0; h < height; h++)
+      for (int v = 0; v < width; v++, from += channels) {
+        float *pixel =
+            to +
+            (size_t)((h * width + column_position(v, width, stride)) * images +
+                     b) *
+                chunk;
+        copy_floats(pixel, from, valid);
+        for (int c = valid; c < chunk; c++)
+          pixel[c] = 0;
+      }
+}
+
+// to: [out_height][out_width][images][chunk]: what one output pixel sees,
+// [R][S][Cin].
+static void copy_patches(const conv_shape *s, float *to, int chunk,
+                         const float *from, int images, int first_channel) {
+  const int c = s->in_channels, padding = s->kernel / 2;
+  for (int p = 0; p < s->out_height; p++)
+    for (int q = 0; q < s->out_width; q++)
+      for (int b = 0; b < images; b++, to += chunk) {
+        const int h0 = p * s->stride - padding, v0 = q * s->stride - padding;
+        const int t0 = max(0, -v0), t1 = min(s->kernel, s->in_width - v0);
+        for (int i = 0; i < chunk; i++)
+          to[i] = 0;
+        for (int r = max(0, -h0); r < min(s->kernel, s->in_height - h0); r++)
+          memcpy(
+              to + (r * s->kernel + t0) * c,
+              from +
+                  (((size_t)b * s->in_height + h0 + r) * s->in_width + v0 +
+                   t0) *
+                      c +
+                  first_channel,
+              (s->kernel == 1 ? min(chunk, c - first_channel) : (t1 - t0) * c) *
+                  sizeof(float));
+      }
+}
+
+// partial[chunk][block] += the products of one filter tap over a group of
+// images.
+ALWAYS_INLINE void add_tap(const weight_pass *o, float *partial, const float *x,
+                           const float *dy, int images, int r, int t,
+                           int vectors) {
+  const conv_shape *s = &o->shape;
   const int rows = vectors == 2 ? ROWS : 2 * ROWS, block = vectors * LANES;
   const int dr = r - s->kernel / 2, dt = t - s->kernel / 2;
   const int p0 = dr < 0,
             p1 = min(s->out_height, divide_up(s->in_height - dr, s->stride));
   const int q0 = dt < 0,
             q1 = min(s->out_width, divide_up(s->in_width - dt, s->stride));
-  for (int c = 0; c < o->pitch; c += rows) {
+  const int column =
+      column_position(q0 * s->stride + dt, s->in_width, s->stride);
+  for (int c = 0; c < o->chunk; c += rows) {
     vector sum[2 * ROWS] = {{0}};
-    for (int b = 0; b < images; b++)
-      for (int p = p0; p < p1; p++) {
-        const size_t pixel =
-            ((size_t)b * s->in_height + p * s->stride + dr) * s->in_width +
-            q0 * s->stride + dt;
-        multiply_columns(
-            sum, rows, o->x + pixel * o->pitch + c, s->stride * o->pitch,
-            o->dy +
-                (((size_t)b * s->out_height + p) * s->out_width + q0) * block,
-            q1 - q0, vectors);
-      }
+    for (int p = p0; p < p1; p++)
+      multiply_columns(
+          sum, rows,
+          x +
+              (size_t)((p * s->stride + dr) * s->in_width + column) * images *
+                  o->chunk +
+              c,
+          o->chunk, dy + (size_t)(p * s->out_width + q0) * images * block,
+          (q1 - q0) * images, vectors);
     float *to = partial + c * block;
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * ROWS; i++)
@@ -314,92 +369,121 @@ ALWAYS_INLINE void add_tap(const outer *o, float *partial, int images, int r,
   }
 }
 
-static void add_tap_1(const outer *o, float *partial, int images, int r,
-                      int t) {
-  add_tap(o, partial, images, r, t, 1);
+static void add_tap_1(const weight_pass *o, float *partial, const float *x,
+                      const float *dy, int images, int r, int t) {
+  add_tap(o, partial, x, dy, images, r, t, 1);
 }
 
-static void add_tap_2(const outer *o, float *partial, int images, int r,
-                      int t) {
-  add_tap(o, partial, images, r, t, 2);
+static void add_tap_2(const weight_pass *o, float *partial, const float *x,
+                      const float *dy, int images, int r, int t) {
+  add_tap(o, partial, x, dy, images, r, t, 2);
 }
 
-static void add_images(const outer *o, float *partial, int first, int images,
-                       int block, const float *x, const float *dy) {
-  const conv_shape *s = o->shape;
-  const size_t in_pixels = (size_t)s->in_height * s->in_width;
-  const size_t out_pixels = (size_t)s->out_height * s->out_width;
-  const int lanes = o->vectors * LANES;
-  copy_block(o->x, o->pitch, x + first * in_pixels * s->in_channels,
-             s->in_channels, 0, images * in_pixels);
-  copy_block(o->dy, lanes, dy + first * out_pixels * s->out_channels,
-             s->out_channels, block * lanes, images * out_pixels);
-  for (int r = 0; r < s->kernel; r++)
-    for (int t = 0; t < s->kernel; t++) {
-      float *tap = partial + (size_t)(r * s->kernel + t) * o->pitch * lanes;
-      if (o->vectors == 2)
-        add_tap_2(o, tap, images, r, t);
-      else
-        add_tap_1(o, tap, images, r, t);
-    }
+// Adds images `first` on to partial: [blocks][chunks][taps][chunk][block], for
+// `blocks` blocks of output channels from first_block on.
+static void add_group(const weight_pass *o, const conv_shape *shape,
+                      float *partial, int first, int first_block, int blocks,
+                      const float *x, const float *dy, float *x_copy,
+                      float *dy_copy) {
+  const conv_shape *s = &o->shape;
+  const int images = min(o->images, s->batch - first),
+            lanes = o->vectors * LANES;
+  const int taps = s->kernel * s->kernel;
+  const size_t dy_size = (size_t)images * s->out_height * s->out_width * lanes;
+  x += (size_t)first * shape->in_height * shape->in_width * shape->in_channels;
+  dy += (size_t)first * s->out_height * s->out_width * s->out_channels;
+  for (int block = 0; block < blocks; block++)
+    copy_images(dy_copy + block * dy_size, lanes, dy, images, s->out_height,
+                s->out_width, 1, s->out_channels,
+                (first_block + block) * lanes);
+  for (int chunk = 0; chunk < o->chunks; chunk++) {
+    if (o->patches)
+      copy_patches(shape, x_copy, o->chunk, x, images, chunk * o->chunk);
+    else
+      copy_images(x_copy, o->chunk, x, images, s->in_height, s->in_width,
+                  s->stride, s->in_channels, chunk * o->chunk);
+    for (int block = 0; block < blocks; block++)
+      for (int tap = 0; tap < taps; tap++) {
+        float *to =
+            partial + (size_t)((block * o->chunks + chunk) * taps + tap) *
+                          o->chunk * lanes;
+        const float *g = dy_copy + block * dy_size;
+        if (o->vectors == 2)
+          add_tap_2(o, to, x_copy, g, images, tap / s->kernel, tap % s->kernel);
+        else
+          add_tap_1(o, to, x_copy, g, images, tap / s->kernel, tap % s->kernel);
+      }
+  }
 }
 
-// partials: [parts][blocks][taps][pitch][block]
-static void add_partials(const outer *o, float *dw, const float *partials,
+// partials: [parts][blocks][chunks][taps][chunk][block]
+static void add_partials(const weight_pass *o, float *dw, const float *partials,
                          int parts) {
-  const conv_shape *s = o->shape;
-  const int taps = s->kernel * s->kernel, lanes = o->vectors * LANES,
-            channels = s->in_channels;
-  const size_t part_size = (size_t)o->blocks * taps * o->pitch * lanes;
-#pragma omp parallel for collapse(2)
-  for (int block = 0; block < o->blocks; block++)
-    for (int tap = 0; tap < taps; tap++)
-      for (int c0 = 0; c0 < channels; c0 += 16)
-        for (int k = 0; k < min(lanes, s->out_channels - block * lanes); k++)
-          for (int c = c0; c < min(c0 + 16, channels); c++) {
-            const float *from =
-                partials +
-                ((size_t)(block * taps + tap) * o->pitch + c) * lanes + k;
-            float total = 0;
-            for (int part = 0; part < parts; part++)
-              total += from[part * part_size];
-            dw[((size_t)(block * lanes + k) * taps + tap) * channels + c] =
-                total;
-          }
+  const int taps = o->shape.kernel * o->shape.kernel,
+            lanes = o->vectors * LANES;
+  const int channels = o->shape.in_channels;
+  const size_t tile_size = (size_t)o->chunk * lanes;
+  const size_t part_size = o->blocks * o->chunks * taps * tile_size;
+#pragma omp parallel for
+  for (int tile = 0; tile < o->blocks * o->chunks * taps; tile++) {
+    const int tap = tile % taps, c0 = tile / taps % o->chunks * o->chunk;
+    const int k0 = tile / taps / o->chunks * lanes;
+    for (int k = 0; k < min(lanes, o->shape.out_channels - k0); k++)
+      for (int c = 0; c < min(o->chunk, channels - c0); c++) {
+        const float *from = partials + tile * tile_size + c * lanes + k;
+        float total = 0;
+        for (int part = 0; part < parts; part++)
+          total += from[part * part_size];
+        dw[((size_t)(k0 + k) * taps + tap) * channels + c0 + c] = total;
+      }
+  }
 }
 
 void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy,
                               const void *x) {
-  outer o = {.shape = s, .vectors = s->out_channels > LANES ? 2 : 1};
+  weight_pass o = {.shape = *s, .vectors = s->out_channels > LANES ? 2 : 1};
   const int lanes = o.vectors * LANES, threads = omp_get_max_threads();
+  const int rows = o.vectors == 2 ? ROWS : 2 * ROWS;
+  o.patches = s->kernel == 1 ||
+              s->kernel * s->kernel * s->in_channels <= GRADIENT_CHUNK;
+  if (o.patches) {
+    o.shape.in_channels *= s->kernel * s->kernel;
+    o.shape.in_height = s->out_height;
+    o.shape.in_width = s->out_width;
+    o.shape.kernel = o.shape.stride = 1;
+  }
   o.blocks = divide_up(s->out_channels, lanes);
-  o.rows = o.vectors == 2 ? ROWS : 2 * ROWS;
-  o.pitch = divide_up(s->in_channels, o.rows) * o.rows;
+  o.chunk = min(GRADIENT_CHUNK, divide_up(o.shape.in_channels, rows) * rows);
+  o.chunks = divide_up(o.shape.in_channels, o.chunk);
   o.images =
       min(s->batch, max(1, GRADIENT_PIXELS / (s->out_height * s->out_width)));
   const int groups = divide_up(s->batch, o.images);
-  const int parts = min(groups, divide_up(GRADIENT_TASKS, o.blocks));
-  const size_t x_size =
-      whole_lines((size_t)o.images * s->in_height * s->in_width * o.pitch);
+  const size_t block_size =
+      (size_t)o.shape.kernel * o.shape.kernel * o.chunks * o.chunk * lanes;
+  const int parts = max(1, min(min(groups, GRADIENT_TASKS),
+                               PARTIALS_SIZE / (o.blocks * block_size)));
+  const int slices = min(o.blocks, divide_up(GRADIENT_TASKS, parts));
+  const size_t x_size = whole_lines((size_t)o.images * o.shape.in_height *
+                                    o.shape.in_width * o.chunk);
   const size_t dy_size =
-      whole_lines((size_t)o.images * s->out_height * s->out_width * lanes);
-  const size_t partial_size = (size_t)s->kernel * s->kernel * o.pitch * lanes;
-  const size_t partials_size = parts * o.blocks * partial_size;
+      whole_lines((size_t)o.images * s->out_height * s->out_width * lanes) *
+      divide_up(o.blocks, slices);
+  const size_t partials_size = parts * o.blocks * block_size;
   float *partials =
       scratch((partials_size + threads * (x_size + dy_size)) * sizeof(float));
 #pragma omp parallel for collapse(2) schedule(dynamic)
   for (int part = 0; part < parts; part++)
-    for (int block = 0; block < o.blocks; block++) {
-      outer mine = o;
-      mine.x =
+    for (int slice = 0; slice < slices; slice++) {
+      float *x_copy =
           partials + partials_size + omp_get_thread_num() * (x_size + dy_size);
-      mine.dy = mine.x + x_size;
-      float *partial = partials + (part * o.blocks + block) * partial_size;
-      memset(partial, 0, partial_size * sizeof(float));
+      const int first_block = slice * o.blocks / slices,
+                blocks = (slice + 1) * o.blocks / slices - first_block;
+      float *partial = partials + (part * o.blocks + first_block) * block_size;
+      memset(partial, 0, blocks * block_size * sizeof(float));
       for (int group = part * groups / parts;
            group < (part + 1) * groups / parts; group++)
-        add_images(&mine, partial, group * o.images,
-                   min(o.images, s->batch - group * o.images), block, x, dy);
+        add_group(&o, s, partial, group * o.images, first_block, blocks, x, dy,
+                  x_copy, x_copy + x_size);
     }
   add_partials(&o, dw, partials, parts);
 }

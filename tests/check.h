@@ -28,8 +28,8 @@ __attribute__((format(printf, 2, 3))) static inline bool check(bool ok, const ch
 }
 
 // `!(error <= tolerance)` fails, so a NaN does.
-__attribute__((format(printf, 3, 4))) static inline bool
-check_error(double error, double tolerance, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static inline bool check_error(double error, double tolerance,
+                                                                     const char *format, ...) {
   char text[200];
   va_list arguments;
   va_start(arguments, format);
