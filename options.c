@@ -156,11 +156,19 @@ static bool parse_value(const option *p, const char *text, options *o) {
   return false;
 }
 
-// The value as parse_value would read it back, to the last bit.
+// As few digits as it takes to read back the same number.
+static void print_number(double number, char *text, size_t room) {
+  for (int digits = 6; digits <= 17; digits++) {
+    snprintf(text, room, "%.*g", digits, number);
+    if (strtod(text, NULL) == number) return;
+  }
+}
+
+// The value as parse_value would read it back.
 static void print_value(const option *p, options *o, char *text, size_t room) {
   text[0] = 0;
   if (p->kind == WHOLE) snprintf(text, room, "%d", *(int *)field(o, p));
-  if (p->kind == NUMBER) snprintf(text, room, "%.17g", *(double *)field(o, p));
+  if (p->kind == NUMBER) print_number(*(double *)field(o, p), text, room);
   if (p->kind == SEED) snprintf(text, room, "%llu", (unsigned long long)*(uint64_t *)field(o, p));
   if (p->kind != LIST) return;
   if (o->milestone_count == 0) snprintf(text, room, "none");

@@ -36,7 +36,8 @@ typedef struct {
   network network;
   position at;
   report report;
-  bool saved; // has this process saved a checkpoint, or resumed one?
+  score last_score; // of the last epoch's test; images is 0 before the first
+  bool saved;       // has this process saved a checkpoint, or resumed one?
 
   int32_t *order;       // [train_count]: the images in the order of this epoch
   sample *host_samples; // [batch]
@@ -255,8 +256,8 @@ static bool train_epoch(trainer *t, error *e) {
   while (t->at.step_in_epoch < steps && !stop_signal)
     if (!train_step(t, e) || !keep_step(t, e)) return false;
   if (t->at.step_in_epoch < steps) return true; // stopped
-  const score s = test(t, NULL, NULL);
-  report_epoch(&t->report, &t->options, &t->data, &t->at, &s);
+  t->last_score = test(t, NULL, NULL);
+  report_epoch(&t->report, &t->options, &t->data, &t->at, &t->last_score);
   t->at = (position){.epoch = t->at.epoch + 1, .step = t->at.step};
   return save_run(t, e);
 }
@@ -269,16 +270,19 @@ static void say_how_to_go_on(const trainer *t) {
 
 static void say_what_next(trainer *t, double seconds) {
   const options *o = &t->options;
-  const score s = test(t, NULL, NULL);
+  if (!t->last_score.images) t->last_score = test(t, NULL, NULL); // resumed at its end
+  const score *s = &t->last_score;
   printf("\ndone: test accuracy %.2f %% (%d of %d) after %d epochs, seed %" PRIu64 ", on %s\n",
-         100 * s.accuracy, s.correct, s.images, o->epochs, o->seed, t->data.description);
+         100 * s->accuracy, s->correct, s->images, o->epochs, o->seed, t->data.description);
   printf("this took %.0f s; the weights are in %s/" CHECKPOINT_NAME ".safetensors\n", seconds,
          o->checkpoint);
   printf("next:  ./train --data %s --eval %s/" CHECKPOINT_NAME ".safetensors\n", o->data,
          o->checkpoint);
-  printf("       ./train --data %s --preset quick --epochs %d    # a longer run\n", o->data,
-         3 * o->epochs);
-  printf("       ./train --data %s    # the whole recipe: width 64, 150 epochs\n", o->data);
+  if (options_given(o, "preset"))
+    printf("       ./train --data %s --preset quick --epochs %d    # longer, and better\n", o->data,
+           3 * o->epochs);
+  if (o->width < 64)
+    printf("       ./train --data %s    # the whole recipe: width 64, 150 epochs\n", o->data);
 }
 
 static bool train(trainer *t, error *e) {
@@ -410,10 +414,20 @@ static void tear_down(trainer *t) {
   cifar_free(&t->data);
 }
 
+// OpenMP's threads wait for each other several hundred times a step. By default they do so by running
+// in circles, and where another process wants the processor too, every wait then costs a whole turn
+// of the scheduler: ten times slower was seen. Asleep, they cost nothing. The OpenMP library reads
+// this setting before main() begins, hence the second start.
+static void have_threads_sleep(char **argv) {
+  if (!getenv("OMP_WAIT_POLICY") && setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
+    execv("/proc/self/exe", argv); // returns only where that is not possible; then all goes on
+}
+
 int main(int argc, char **argv) {
   static trainer t; // zeroes
   error e;
   options *o = &t.options;
+  have_threads_sleep(argv);
   if (!options_parse(argc, argv, o, &e)) {
     fprintf(stderr, "train: %s\n", e.text);
     return 2;

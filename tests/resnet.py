@@ -41,11 +41,12 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
             )
+        self.relu = nn.ReLU()
 
     def forward(self, x):  # [B][in_planes][H][W] -> [B][planes][H / stride][W / stride]
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return self.relu(out + self.shortcut(x))
 
 
 class ResNet18(nn.Module):
@@ -58,13 +59,14 @@ class ResNet18(nn.Module):
         self.layer3 = self.stage(2 * width, 4 * width, stride=2)
         self.layer4 = self.stage(4 * width, 8 * width, stride=2)
         self.linear = nn.Linear(8 * width, CLASSES)
+        self.relu = nn.ReLU()
 
     @staticmethod
     def stage(in_planes, planes, stride):
         return nn.Sequential(BasicBlock(in_planes, planes, stride), BasicBlock(planes, planes, 1))
 
     def forward(self, x):  # [B][3][32][32] -> logits [B][10]
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.linear(F.avg_pool2d(out, 4).flatten(1))
 

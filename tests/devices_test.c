@@ -1,0 +1,366 @@
+// devices_test.c - one device against another, through the table that both fill: the cpu device,
+// which is made to be fast, against the reference, which is made to be read.
+//
+// Shapes: every distinct convolution of the network at widths 64, 16 and 8, taken from the network
+// itself, and ragged ones, whose sizes are multiples of nothing.
+//
+// Outputs are NaN before, so a value left out is seen; they lie between guard zones, so a write
+// beyond them is seen; inputs lie between NaNs, so a read beyond them that matters is seen.
+//
+// Tolerance. An element is a sum of K products. Both devices get the same floats; the reference adds
+// in double and rounds once, the cpu device rounds K times, in whatever order, each time by at most
+// 2^-24 of the sum so far. With S the sum of the products' absolute values, that makes K 2^-24 S if
+// all roundings conspire, and about sqrt(K) 2^-24 S if they are independent (Higham and Mary, "A new
+// approach to probabilistic rounding error analysis", 2019: lambda sqrt(K) 2^-24 S is exceeded with
+// probability 2 exp(-lambda^2 / 2) at most). So:
+//
+//     |cpu - reference| <= 8 sqrt(K) 2^-24 S        lambda = 8: 3 10^-14
+//
+// S comes from the reference too, run on absolute values. One product left out or taken twice is
+// S / K on average, which for the largest K here, 4608, is 7 times the tolerance, and for 576 160
+// times; such a mistake is never made in one element only.
+//
+// Threads. With 1, 2 and 3 threads every operation gives the same bits, and so do training steps.
+//
+//     make build/gcc/tests/devices_test && build/gcc/tests/devices_test
+#include "../conv.h"
+#include "../network.h"
+#include "inputs.h"
+#include <omp.h>
+#include <string.h>
+
+static const device *const reference = &reference_device;
+static const device *cpu;
+
+// -- Guarded arrays ------------------------------------------------------------------------------
+
+enum {
+  GUARD = 72
+}; // floats on either side: not whole cache lines, as in the network's flat arrays
+
+static const float SENTINEL = -12345.678f;
+
+typedef struct {
+  float *memory, *data; // data: `count` floats in the middle of memory
+  size_t count;
+} guarded;
+
+static guarded guarded_array(size_t count, float guard) {
+  guarded g = {.memory = take((count + 2 * GUARD) * sizeof(float)), .count = count};
+  g.data = g.memory + GUARD;
+  for (size_t i = 0; i < count + 2 * GUARD; i++) g.memory[i] = guard;
+  return g;
+}
+
+static guarded guarded_input(size_t count) {
+  guarded g = guarded_array(count, NAN);
+  for (size_t i = 0; i < count; i++) g.data[i] = (float)random_normal(&stream);
+  return g;
+}
+
+static bool guards_intact(const guarded *g) {
+  for (size_t i = 0; i < GUARD; i++)
+    if (g->memory[i] != SENTINEL || g->data[g->count + i] != SENTINEL) return false;
+  return true;
+}
+
+// All bits set: a NaN as float and as double.
+static void poison_bytes(void *memory, size_t bytes) {
+  memset(memory, 0xff, bytes);
+}
+
+// -- Convolution ---------------------------------------------------------------------------------
+
+typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
+
+typedef struct {
+  conv_shape shape;
+  guarded x, w, dy;
+  char name[60];
+} layer;
+
+static void run_pass(const device *d, const layer *l, pass p, void *out, double *sums,
+                     bool accumulate) {
+  if (p == FORWARD) d->conv_forward(&l->shape, out, l->x.data, l->w.data, sums);
+  if (p == BACKWARD_INPUT)
+    d->conv_backward_input(&l->shape, out, l->dy.data, l->w.data, accumulate);
+  if (p == BACKWARD_WEIGHT) d->conv_backward_weight(&l->shape, out, l->dy.data, l->x.data);
+}
+
+// The most products that one element of a pass's output sums up: K.
+static int products(const conv_shape *s, pass p) {
+  if (p == BACKWARD_WEIGHT) return s->batch * s->out_height * s->out_width;
+  return s->kernel * s->kernel * (p == FORWARD ? s->in_channels : s->out_channels);
+}
+
+// The largest |out - expected| / S. added, or NULL: what stood in `out` before, with accumulate.
+static double worst_relative(const float *out, const float *expected, const float *S,
+                             const float *added, size_t count) {
+  double worst = 0;
+  for (size_t i = 0; i < count; i++) {
+    const double before = added ? added[i] : 0, difference = out[i] - (before + expected[i]);
+    worst = larger(worst, difference == 0 ? 0 : fabs(difference) / (fabs(before) + S[i]));
+  }
+  return worst;
+}
+
+// sums: [2][channels], of y: [pixels][channels]. The error, relative to sum |y| and sum y^2.
+static double sums_error(const double *sums, const float *y, size_t pixels, int channels) {
+  double worst = 0;
+  for (int c = 0; c < channels; c++) {
+    double sum = 0, magnitude = 0, squares = 0;
+    for (size_t i = c; i < pixels * channels; i += channels) {
+      sum += y[i];
+      magnitude += fabs(y[i]);
+      squares += (double)y[i] * y[i];
+    }
+    worst = larger(worst, fabs(sums[c] - sum) / magnitude);
+    worst = larger(worst, fabs(sums[channels + c] - squares) / squares);
+  }
+  return worst;
+}
+
+// The reference adds in double throughout. Another device may add up some values of y in float
+// first, 16 of them at most, 2^-24 each.
+static void check_sums(const layer *l, const device *d, const double *sums, const float *y,
+                       double tolerance) {
+  const conv_shape *s = &l->shape;
+  const size_t pixels = (size_t)s->batch * s->out_height * s->out_width;
+  check_error(sums_error(sums, y, pixels, s->out_channels), tolerance, "%s sums of y, %s", l->name,
+              d->name);
+}
+
+// One pass of the cpu device with 1, 2 and 3 threads into `out`: NaN before, or `before`. Whether all
+// gave the same bits and wrote nowhere else.
+static bool run_with_threads(const layer *l, pass p, guarded *out, guarded *sums,
+                             const float *before) {
+  const size_t bytes = out->count * sizeof(float), sums_bytes = sums ? 4 * sums->count : 0;
+  const int usual = omp_get_max_threads();
+  float *first = take(bytes), *first_sums = take(sums_bytes);
+  bool good = true;
+  for (int threads = 1; threads <= 3; threads++) {
+    omp_set_num_threads(threads);
+    if (before)
+      memcpy(out->data, before, bytes);
+    else
+      poison_bytes(out->data, bytes);
+    if (sums) poison_bytes(sums->data, sums_bytes);
+    run_pass(cpu, l, p, out->data, sums ? (double *)sums->data : NULL, before != NULL);
+    if (threads == 1) memcpy(first, out->data, bytes);
+    if (threads == 1 && sums) memcpy(first_sums, sums->data, sums_bytes);
+    good &= !memcmp(first, out->data, bytes) && guards_intact(out);
+    good &= !sums || (!memcmp(first_sums, sums->data, sums_bytes) && guards_intact(sums));
+  }
+  omp_set_num_threads(usual);
+  return good;
+}
+
+// `option`: in the forward pass, sums; in the input gradient, accumulate. S: device.h's formula on
+// absolute values.
+static bool compare_pass(const layer *l, pass p, bool option, const float *expected, const float *S,
+                         size_t count, const char *what) {
+  guarded out = guarded_array(count, SENTINEL);
+  guarded sums = guarded_array(4 * (size_t)l->shape.out_channels, SENTINEL);
+  const float *before = p == BACKWARD_INPUT && option ? normals(count, 0, 1) : NULL;
+  const bool good = run_with_threads(l, p, &out, p == FORWARD && option ? &sums : NULL, before);
+  check_error(worst_relative(out.data, expected, S, before, count),
+              8 * sqrt(products(&l->shape, p)) * 0x1p-24, "%s %s", l->name, what);
+  if (p == FORWARD && option) check_sums(l, cpu, (double *)sums.data, out.data, 16 * 0x1p-24);
+  return good;
+}
+
+static bool test_pass(const layer *l, const layer *absolutes, pass p) {
+  const conv_shape *s = &l->shape;
+  const size_t count = p == FORWARD ? l->dy.count : p == BACKWARD_INPUT ? l->x.count : l->w.count;
+  float *expected = poison(count), *S = poison(count);
+  double *sums = take(2 * s->out_channels * sizeof *sums);
+  run_pass(reference, l, p, expected, sums, false);
+  run_pass(reference, absolutes, p, S, NULL, false);
+  if (p == FORWARD) {
+    check_sums(l, reference, sums, expected, 0x1p-40);
+    return compare_pass(l, p, true, expected, S, count, "y") &
+           compare_pass(l, p, false, expected, S, count, "y, without sums");
+  }
+  if (p == BACKWARD_INPUT)
+    return compare_pass(l, p, false, expected, S, count, "dx") &
+           compare_pass(l, p, true, expected, S, count, "dx, added");
+  return compare_pass(l, p, false, expected, S, count, "dw");
+}
+
+static void test_conv(conv_shape s) {
+  layer l = {.shape = s,
+             .x = guarded_input((size_t)s.batch * s.in_height * s.in_width * s.in_channels),
+             .w = guarded_input((size_t)s.out_channels * s.kernel * s.kernel * s.in_channels),
+             .dy = guarded_input((size_t)s.batch * s.out_height * s.out_width * s.out_channels)};
+  snprintf(l.name, sizeof l.name, "%dx%d/%d %dx%dx%dx%d -> %d:", s.kernel, s.kernel, s.stride,
+           s.batch, s.in_height, s.in_width, s.in_channels, s.out_channels);
+  layer absolutes = l;
+  absolutes.x.data = absolute(l.x.data, l.x.count);
+  absolutes.w.data = absolute(l.w.data, l.w.count);
+  absolutes.dy.data = absolute(l.dy.data, l.dy.count);
+  bool good = test_pass(&l, &absolutes, FORWARD);
+  good &= test_pass(&l, &absolutes, BACKWARD_INPUT);
+  good &= test_pass(&l, &absolutes, BACKWARD_WEIGHT);
+  check(good, "%s same bits with 1, 2, 3 threads; nothing written outside", l.name);
+  release();
+}
+
+static void test_network_shapes(int width, int batch) {
+  network n;
+  error e;
+  if (!network_describe(&n, cpu, width, batch, &e)) exit(1);
+  for (int i = 0; i < UNITS; i++) {
+    bool seen = false;
+    for (int j = 0; j < i; j++)
+      seen |= !memcmp(&n.units[j].shape, &n.units[i].shape, sizeof(conv_shape));
+    if (!seen) test_conv(n.units[i].shape);
+  }
+}
+
+// Every size with every kernel, stride and batch; the channels at random.
+static void test_ragged_shapes(void) {
+  static const int sizes[][2] = {{5, 7}, {1, 1}, {9, 4}}, batches[] = {1, 3, 11},
+                   channels[] = {3, 5, 8, 12, 24, 40};
+  for (int kernel = 1; kernel <= 3; kernel += 2)
+    for (int stride = 1; stride <= 2; stride++)
+      for (int size = 0; size < 3; size++)
+        for (int batch = 0; batch < 3; batch++)
+          test_conv(make_conv_shape(batches[batch], sizes[size][0], sizes[size][1],
+                                    channels[random_below(&stream, 6)],
+                                    channels[random_below(&stream, 6)], kernel, stride));
+}
+
+// -- Threads -------------------------------------------------------------------------------------
+
+// Inputs and outputs of one operation after another: large enough for each, multiples of nothing.
+enum { PIXELS = 1001, CHANNELS = 13, COUNT = PIXELS * CHANNELS, IMAGES = 23 };
+static float *a, *b, *per_channel, *out;
+static uint8_t *images;
+static sample *samples;
+static const step_values step = {.lambda = 0.3f, .learning_rate = 0.1f};
+static const norm_shape shape = {PIXELS, CHANNELS};
+
+static void run_mix_images(void) {
+  cpu->mix_images(IMAGES, out, images, samples, &step);
+}
+
+static void run_norm_forward(void) {
+  double sums[2 * CHANNELS];
+  for (int c = 0; c < 2 * CHANNELS; c++) sums[c] = PIXELS * (1.0 + c);
+  float *statistics = out + COUNT;
+  memcpy(statistics, per_channel, 2 * CHANNELS * sizeof(float));
+  cpu->norm_forward(&shape, out, a, sums, per_channel, per_channel + CHANNELS, b, true, statistics,
+                    statistics + CHANNELS, statistics + 2 * CHANNELS, statistics + 3 * CHANNELS);
+}
+
+static void run_norm_inference(void) {
+  cpu->norm_inference(&shape, out, a, per_channel, per_channel + CHANNELS, b, true, per_channel,
+                      per_channel + CHANNELS);
+}
+
+static void run_norm_backward(void) {
+  float *dgamma = out + 2 * COUNT;
+  cpu->norm_backward(&shape, out, out + COUNT, dgamma, dgamma + CHANNELS, a, b, a, per_channel,
+                     per_channel, per_channel + CHANNELS, true);
+}
+
+static void run_pool(void) {
+  cpu->pool_forward(7, PIXELS / 7, CHANNELS, out, a);
+  cpu->pool_backward(7, PIXELS / 7, CHANNELS, out + COUNT, b);
+}
+
+static void run_linear(void) {
+  float *dx = out + PIXELS, *dw = out + COUNT, *dbias = dw + CLASSES * CHANNELS;
+  cpu->linear_forward(IMAGES, CHANNELS, out, a, b, per_channel);
+  cpu->linear_backward(IMAGES, CHANNELS, dx, dw, dbias, a, b, b + CLASSES * CHANNELS);
+}
+
+static void run_cross_entropy(void) {
+  cpu->cross_entropy(IMAGES, 0.1f, out + 16, (step_result *)out, a, images, samples, &step);
+}
+
+static void run_sgd_update(void) {
+  const parameters p = {.count = COUNT, .weight = out, .gradient = a, .momentum = out + COUNT};
+  memcpy(out, b, COUNT * sizeof(float));
+  memcpy(out + COUNT, a, COUNT * sizeof(float));
+  cpu->sgd_update(&p, &step, 0.9f, 2e-4f);
+}
+
+// Two training steps at width 8 from initial weights; out: all weights, momenta, statistics.
+static void train_steps(int batch) {
+  network n;
+  error e;
+  step_result result;
+  if (!network_create(&n, cpu, 8, batch, &e)) exit(1);
+  network_initialise(&n, 1);
+  for (int i = 0; i < 2; i++) {
+    cpu->mix_images(batch, n.input, images, samples, &step);
+    network_forward(&n, batch, true);
+    cpu->cross_entropy(batch, 0.1f, n.dlogits, &result, n.logits, images, samples, &step);
+    network_backward(&n);
+    cpu->sgd_update(&n.parameters, &step, 0.9f, 2e-4f);
+  }
+  cpu->download(out, n.parameters.weight, n.parameters.count * sizeof(float));
+  cpu->download(out + n.parameters.count, n.parameters.momentum,
+                n.parameters.count * sizeof(float));
+  cpu->download(out + 2 * n.parameters.count, n.statistics, n.statistics_size * sizeof(float));
+  network_free(&n);
+}
+
+static void train_5(void) {
+  train_steps(5);
+}
+
+static void train_11(void) {
+  train_steps(11);
+}
+
+static void test_threads(const char *name, void (*run)(void)) {
+  enum { OUTPUT = 1 << 19 };
+  const int usual = omp_get_max_threads();
+  float *with_one = take(OUTPUT * sizeof *with_one);
+  bool same = true;
+  out = take(OUTPUT * sizeof *out);
+  for (int threads = 1; threads <= 3; threads++) {
+    omp_set_num_threads(threads);
+    poison_bytes(out, OUTPUT * sizeof *out);
+    run();
+    if (threads == 1) memcpy(with_one, out, OUTPUT * sizeof *out);
+    same &= !memcmp(with_one, out, OUTPUT * sizeof *out);
+  }
+  omp_set_num_threads(usual);
+  check(same, "%s: same bits with 1, 2, 3 threads", name);
+}
+
+static void test_all_threads(void) {
+  a = normals(COUNT, 0, 1);
+  b = normals(COUNT, 0, 1);
+  per_channel = absolute(normals(2 * CHANNELS, 1, 0.3), 2 * CHANNELS);
+  images = take(IMAGES * IMAGE_BYTES);
+  samples = take(IMAGES * sizeof *samples);
+  for (int i = 0; i < IMAGES * IMAGE_BYTES; i++)
+    images[i] = (uint8_t)random_below(&stream, CLASSES);
+  for (int i = 0; i < IMAGES; i++) samples[i] = (sample){i, (3 * i + 1) % 5, i % 9, 4, i % 2};
+  test_threads("mix_images", run_mix_images);
+  test_threads("norm_forward", run_norm_forward);
+  test_threads("norm_inference", run_norm_inference);
+  test_threads("norm_backward", run_norm_backward);
+  test_threads("pool", run_pool);
+  test_threads("linear", run_linear);
+  test_threads("cross_entropy", run_cross_entropy);
+  test_threads("sgd_update", run_sgd_update);
+  test_threads("two training steps, width 8, batch 5", train_5);
+  test_threads("two training steps, width 8, batch 11", train_11);
+  release();
+}
+
+int main(void) {
+  stream = random_open(check_seed("devices_test"), RANDOM_TEST, 0, 0);
+  cpu = cpu_device();
+  test_network_shapes(64, 2);
+  test_network_shapes(16, 2);
+  test_network_shapes(8, 3);
+  test_ragged_shapes();
+  test_all_threads();
+  return check_summary();
+}

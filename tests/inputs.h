@@ -1,0 +1,55 @@
+// inputs.h - what the numerical tests share: arrays that go away by themselves, random inputs,
+// poisoned outputs, and comparisons in which a NaN wins.
+#ifndef INPUTS_H
+#define INPUTS_H
+
+#include "../device.h"
+#include "../error.h"
+#include "check.h"
+
+static random_stream stream; // of all random inputs; main() opens it with check_seed()
+
+static void *taken[100];
+static int taken_count;
+
+// Zeroed memory that lasts until the next release(): a test calls that once, at its end.
+static inline void *take(size_t bytes) {
+  void *memory = allocate(bytes);
+  if (taken_count == sizeof taken / sizeof *taken) abort();
+  return taken[taken_count++] = memory;
+}
+
+static inline void release(void) {
+  while (taken_count) free(taken[--taken_count]);
+}
+
+static inline real *normals(size_t count, double mean, double deviation) {
+  real *values = take(count * sizeof *values);
+  for (size_t i = 0; i < count; i++) values[i] = (real)(mean + deviation * random_normal(&stream));
+  return values;
+}
+
+// An output before it is written. What an operation leaves out stays NaN and fails its check.
+static inline real *poison(size_t count) {
+  real *values = take(count * sizeof *values);
+  for (size_t i = 0; i < count; i++) values[i] = (real)NAN;
+  return values;
+}
+
+static inline real *absolute(const real *values, size_t count) {
+  real *result = take(count * sizeof *result);
+  for (size_t i = 0; i < count; i++) result[i] = (real)fabs(values[i]);
+  return result;
+}
+
+static inline double larger(double a, double b) {
+  return a > b || isnan(a) ? a : b;
+}
+
+static inline double worst_difference(const real *a, const real *b, size_t count) {
+  double worst = 0;
+  for (size_t i = 0; i < count; i++) worst = larger(worst, fabs((double)a[i] - b[i]));
+  return worst;
+}
+
+#endif

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# train_test.sh TRAIN SHAPES - the trainer as its users meet it: it learns, its runs can be repeated,
+# interrupted, resumed and killed without losing a bit, and each mistake gets one line.
+#
+# Runs are small: width 8, a few hundred stand-in images. Bits are compared with cmp on checkpoints.
+set -u
+train=$PWD/$1 shapes=$PWD/$2 passed=0 failed=0
+work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
+
+check() { # what, status
+  if [ "$2" -eq 0 ]; then
+    passed=$((passed + 1)) && echo "ok   train: $1"
+  else
+    failed=$((failed + 1)) && echo "FAIL train: $1"
+  fi
+}
+weights() { echo "$1/resnet18_cifar10.safetensors"; }
+same() { cmp -s "$(weights "$1")" "$(weights "$2")"; }
+
+"$shapes" --seed 3 --train 300 --test 100 data >/dev/null || echo "FAIL train: no data"
+small="--data data --width 8 --batch 64 --epochs 2 --milestones 1 --seed 5" # 5 steps an epoch
+
+# -- A run, and the same again ----------------------------------------------------------------------
+"$train" $small --threads 2 --checkpoint a --log a.csv --trace a.jsonl >a.out
+check "a run ends well" $?
+grep -q 'STAND-IN' a.out && grep -q ',stand-in$' a.csv
+check "says on the screen and in the log that its data is a stand-in" $?
+[ "$(wc -l <a.csv)" -eq 3 ] && [ "$(wc -l <a.jsonl)" -eq 13 ]
+check "log: a heading and a row an epoch; trace: the run, 10 steps, 2 epochs" $?
+sed -n 7p a.jsonl | grep -q '^{"epoch":0,"train_loss":' &&
+  sed -n 6p a.jsonl | grep -q '"lr":0.1,' && sed -n 8p a.jsonl | grep -q '"lr":0.01,'
+check "the learning rate drops at its milestone" $?
+[ "$(sed -n 6p a.jsonl | grep -o '"index":\[[^]]*' | tr , '\n' | wc -l)" -eq 44 ]
+check "the last batch of an epoch holds what is left" $?
+for threads in 1 3; do
+  "$train" $small --threads $threads --checkpoint t$threads --trace t$threads.jsonl >/dev/null
+  same a t$threads && cmp -s <(grep '"step"' a.jsonl) <(grep '"step"' t$threads.jsonl)
+  check "$threads threads give the bits that 2 give" $?
+done
+"$train" $small --checkpoint other --seed 6 >/dev/null
+! same a other
+check "another seed gives other bits" $?
+"$train" --data data --width 8 --eval "$(weights a)" >eval.out
+accuracy=$(sed -n 's/^done: test accuracy \([0-9.]* % ([0-9]* of 100)\).*/\1/p' a.out)
+[ -n "$accuracy" ] && grep -q "accuracy $accuracy" eval.out && [ "$(grep -c ' of ' eval.out)" -ge 11 ]
+check "--eval gives the accuracy that the run ended with, and each class's" $?
+
+# -- Interrupted and resumed ------------------------------------------------------------------------
+# Waits until a trace has so many lines, 20 s at most.
+wait_for_lines() { for _ in {1..400}; do [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ] && return; sleep 0.05; done; }
+for signal in INT TERM; do
+  code=$([ $signal = INT ] && echo 130 || echo 143)
+  # A new process group with default signals: a shell's background jobs ignore SIGINT.
+  env --default-signal=INT "$train" $small --epochs 40 --checkpoint $signal --trace $signal.jsonl >$signal.out 2>&1 &
+  wait_for_lines $signal.jsonl 9
+  kill -$signal $!
+  wait $!
+  [ $? -eq $code ] && grep -q -- --resume $signal.out
+  check "SIG$signal: saves, says how to go on, exit status $code" $?
+  steps=$(grep -c '"step"' $signal.jsonl)
+  "$train" $small --epochs 40 --checkpoint $signal --trace $signal.jsonl --resume --epochs 3 >/dev/null 2>&1
+  "$train" $small --epochs 3 --checkpoint $signal.whole --trace $signal.whole.jsonl >/dev/null
+  [ "$steps" -lt 15 ] && same $signal $signal.whole && cmp -s <(grep '"step"' $signal.jsonl) <(grep '"step"' $signal.whole.jsonl)
+  check "stopped by SIG$signal after step $steps and resumed: the bits and the trace of a run never stopped" $?
+done
+"$train" $small --epochs 60 --checkpoint killed --log killed.csv --trace killed.jsonl >/dev/null 2>&1 &
+wait_for_lines killed.jsonl 16
+kill -9 $!
+wait $! 2>/dev/null
+done_steps=$(grep -c '"step"' killed.jsonl)
+"$train" --data data --checkpoint killed --log killed.csv --trace killed.jsonl --resume --epochs 5 >/dev/null
+"$train" $small --epochs 5 --checkpoint killed.whole >/dev/null
+[ "$done_steps" -lt 25 ] && same killed killed.whole
+check "killed after step $done_steps and resumed from the last epoch: the same bits" $?
+[ "$(cut -d, -f1 killed.csv | tr '\n' ' ')" = 'epoch 0 1 2 3 4 ' ] && [ "$(grep -c '"step"' killed.jsonl)" -eq 25 ]
+check "its log and trace have each epoch and step once" $?
+"$train" --data data --checkpoint a --resume >again.out && grep -q "test accuracy $accuracy" again.out
+check "resuming a finished run says that it is finished" $?
+
+# -- Keeping and starting from files ---------------------------------------------------------------
+"$train" $small --epochs 1 --checkpoint kept --keep-every 2 >/dev/null
+ls kept/step-000002.safetensors kept/step-000004.resume.safetensors >/dev/null && [ ! -e kept/step-000003.safetensors ]
+check "--keep-every 2 keeps steps 2 and 4" $?
+"$train" $small --epochs 1 --lr 1e-30 --weight-decay 0 --init "$(weights a)" --checkpoint from >/dev/null
+"$train" --data data --eval "$(weights from)" | tail -n 10 >from.classes
+[ -s from.classes ] && same a a && [ "$(wc -c <"$(weights from)")" -eq "$(wc -c <"$(weights a)")" ]
+check "--init starts from a file" $?
+cp "$(weights a)" before.safetensors
+"$train" $small --checkpoint a --seed 9 >set_aside.out
+cmp -s before.safetensors a/resnet18_cifar10.safetensors.1 && grep -q 'earlier run' set_aside.out
+check "a new run in the same place moves the earlier checkpoint aside and says so" $?
+"$train" --plan | grep -q '11173962 parameters'
+check "--plan: the published 11,173,962 parameters" $?
+
+# -- Mistakes -----------------------------------------------------------------------------------------
+# refuse STATUS PATTERN ARGUMENTS: exactly one line on stderr, which matches, and that exit status.
+refuse() {
+  local status=$1 pattern=$2
+  shift 2
+  "$train" "$@" >refuse.out 2>refuse.err
+  [ $? -eq "$status" ] && [ "$(wc -l <refuse.err)" -eq 1 ] && grep -qE -- "$pattern" refuse.err
+  check "refused with one line, status $status: ${*: -2}" $?
+}
+refuse 2 'unknown option --widht' --widht 8
+refuse 2 'unknown option data' data
+refuse 2 '--width 12' --width 12
+refuse 2 '--width 0' --width 0
+refuse 2 '--batch' --batch 1.5
+refuse 2 '--batch -1' --batch -1
+refuse 2 '--lr 0' --lr 0
+refuse 2 '--lr nan' --lr nan
+refuse 2 '--lr 0.1x' --lr 0.1x
+refuse 2 '--epochs needs a value' --width 8 --epochs
+refuse 2 '--momentum 1.5' --momentum 1.5
+refuse 2 '--mixup-alpha -1' --mixup-alpha -1
+refuse 2 '--smoothing 1' --smoothing 1
+refuse 2 '--milestones 100,50' --milestones 100,50
+refuse 2 '--milestones 50,' --milestones 50,
+refuse 2 '--seed -1' --seed -1
+refuse 2 '--preset fast' --preset fast
+refuse 2 '--device gpu' --device gpu
+refuse 2 'exclude' --resume --init x
+refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
+refuse 1 '301' --data data --train-images 301
+refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
+refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
+refuse 1 'would fit' --data data --width 1024 --batch 65536
+refuse 1 'no such|No such' --data data --eval missing.safetensors
+refuse 1 'not a safetensors file' --data data --eval a.csv
+refuse 1 'has no tensor' --data data --eval kept/step-000002.resume.safetensors
+refuse 1 'shape' --data data --width 16 --eval "$(weights a)"
+refuse 1 'not the data' --data data --checkpoint kept --resume --test-images 50
+head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
+refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
+"$train" --help | grep -q -- '--keep-every N'
+check "--help lists the options" $?
+
+# -- Bad moments ------------------------------------------------------------------------------------
+cp "$(weights kept)" kept.before
+refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with a bad value is' \
+  --data data --checkpoint kept --resume --epochs 2 --milestones none --lr 1e30
+cmp -s kept.before "$(weights kept)"
+check "a loss that is not finite stops the run; the last good checkpoint stays" $?
+(trap '' XFSZ; ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
+[ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'could not be written' full.err && cmp -s kept.before "$(weights kept)"
+check "a full disk: one line, and the last checkpoint stays" $?
+
+# -- It learns ----------------------------------------------------------------------------------------
+"$shapes" --seed 4 --train 2000 --test 500 more >/dev/null
+"$train" --data more --width 8 --batch 32 --epochs 4 --milestones 2,3 --seed 1 --checkpoint learned >learned.out
+learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
+[ "${learned:-0}" -ge 30 ] # chance gives 10, with a standard deviation of 1.3 on 500 images
+check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
