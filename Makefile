@@ -5,8 +5,10 @@ CC := gcc
 endif
 
 # -std=c11 alone would keep a*b+c from becoming one fused multiply-add: -ffp-contract=fast allows it,
-# which changes no result by more than leaving out a rounding. No flag here trades exactness for
-# speed. -Wno-format-truncation: snprintf's cutting at the end of its buffer is what it is used for.
+# which changes no result by more than leaving out a rounding. -fno-trapping-math -fno-math-errno give
+# up the processor's exception flags and errno, which nothing here reads, so that `y <= 0 ? 0 : dy`
+# can be vectorised; no value changes. No flag here trades exactness for speed.
+# -Wno-format-truncation: snprintf's cutting at the end of its buffer is what it is used for.
 NATIVE := $(shell for flag in -march=native -mcpu=native; do \
   echo 'int x;' | $(CC) $$flag -x c -c -o /dev/null - 2>/dev/null && echo $$flag && break; done)
 WARNINGS := -Wall -Wextra -Werror
@@ -14,7 +16,8 @@ ifneq ($(findstring gcc,$(shell $(CC) --version 2>/dev/null)),)
 WARNINGS += -Wno-format-truncation
 endif
 CFLAGS ?= -O3 -g
-OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fopenmp -I. -MMD -MP $(WARNINGS)
+OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \
+  -fopenmp -I. -MMD -MP $(WARNINGS)
 LIBRARIES := -lm
 
 # `make check SAN=1`: everything again under AddressSanitizer and UndefinedBehaviorSanitizer.

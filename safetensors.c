@@ -105,20 +105,22 @@ static bool shape_bytes(const tensor *t, size_t *bytes) {
 
 // {"dtype": .., "shape": .., "data_offsets": ..} in any order, each once
 static bool read_tensor(cursor *c, tensor *t, int64_t offsets[2]) {
-  bool dtype = false, shape = false, data = false;
+  bool dtype = false, shape = false, data = false, ok;
   int count = 0;
   if (!next_is(c, '{')) return expect(c, "'{' and a tensor's description");
   do {
     char key[16];
     if (!read_key(c, key, sizeof key)) return false;
     if (!strcmp(key, "dtype") && !dtype)
-      dtype = read_string(c, t->dtype, sizeof t->dtype);
+      ok = dtype = read_string(c, t->dtype, sizeof t->dtype);
     else if (!strcmp(key, "shape") && !shape)
-      shape = read_numbers(c, t->shape, TENSOR_RANK, &t->rank);
+      ok = shape = read_numbers(c, t->shape, TENSOR_RANK, &t->rank);
     else if (!strcmp(key, "data_offsets") && !data)
-      data = read_numbers(c, offsets, 2, &count) && count == 2;
+      ok = data = read_numbers(c, offsets, 2, &count) &&
+                  (count == 2 || expect(c, "two numbers in data_offsets"));
     else
-      return expect(c, "dtype, shape and data_offsets, once each");
+      ok = expect(c, "dtype, shape and data_offsets, once each");
+    if (!ok) return false;
   } while (next_is(c, ','));
   if (!dtype || !shape || !data) return expect(c, "a tensor's dtype, shape and data_offsets");
   return next_is(c, '}') || expect(c, "'}'");
@@ -128,11 +130,12 @@ static bool read_metadata(cursor *c, safetensors *s) {
   if (!next_is(c, '{')) return expect(c, "'{' and the metadata");
   if (next_is(c, '}')) return true;
   do {
-    s->metadata = realloc(s->metadata, (s->metadata_count + 1) * sizeof *s->metadata);
-    if (!s->metadata) out_of_memory(sizeof *s->metadata);
-    metadata *m = &s->metadata[s->metadata_count++];
-    if (!read_key(c, m->key, sizeof m->key) || !read_string(c, m->value, sizeof m->value))
-      return false;
+    metadata m;
+    if (!read_key(c, m.key, sizeof m.key) || !read_string(c, m.value, sizeof m.value)) return false;
+    if (safetensors_value(s, m.key)) return expect(c, "each key once");
+    s->metadata = realloc(s->metadata, (s->metadata_count + 1) * sizeof m);
+    if (!s->metadata) out_of_memory(sizeof m);
+    s->metadata[s->metadata_count++] = m;
   } while (next_is(c, ','));
   return next_is(c, '}') || expect(c, "'}'");
 }

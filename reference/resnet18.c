@@ -85,7 +85,7 @@ static void sum_gradients(double *sums, const norm_shape *shape, size_t first, s
   for (size_t i = first * channels; i < end * channels; i += channels)
 #pragma omp simd
     for (int c = 0; c < channels; c++) {
-      const real g = relu && y[i + c] <= 0 ? 0 : dy[i + c];
+      const real upstream = dy[i + c], g = relu && y[i + c] <= 0 ? 0 : upstream;
       sum_g[c] += g;
       sum_g_xhat[c] += g * ((x[i + c] - mean[c]) * inverse_std[c]);
     }
@@ -102,7 +102,7 @@ static void spread_gradients(const norm_shape *shape, real *dx, real *dresidual,
   for (size_t i = 0; i < (size_t)shape->pixels * channels; i += channels)
 #pragma omp simd
     for (int c = 0; c < channels; c++) {
-      const real g = relu && y[i + c] <= 0 ? 0 : dy[i + c];
+      const real upstream = dy[i + c], g = relu && y[i + c] <= 0 ? 0 : upstream;
       const real xhat = (x[i + c] - mean[c]) * inverse_std[c];
       if (dresidual) dresidual[i + c] = g;
       dx[i + c] = gamma[c] * inverse_std[c] * (g - one_nth * (dbeta[c] + xhat * dgamma[c]));

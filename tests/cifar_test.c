@@ -27,23 +27,16 @@ static const char *const names[FILES] = {"data_batch_1.bin", "data_batch_2.bin",
 
 static uint64_t seed;
 static random_stream numbers;
-static char directory[200];
 static uint8_t set[SET_BYTES + 1]; // the six files one after another, and a byte too many
 
 static size_t size_of(int file) {
   return file == TEST_FILE ? TEST_RECORDS * RECORD_BYTES : FILE_BYTES;
 }
 
-static const char *path_of(const char *name) {
-  static char path[300];
-  snprintf(path, sizeof path, "%s/%s", directory, name);
-  return path;
-}
-
 static void write_set(void) {
-  scratch_empty(directory);
+  scratch_empty(scratch_directory);
   for (int i = 0; i < FILES; i++)
-    scratch_write(path_of(names[i]), set + (size_t)i * FILE_BYTES, size_of(i));
+    scratch_write(scratch_path(names[i]), set + (size_t)i * FILE_BYTES, size_of(i));
 }
 
 static void draw_set(void) {
@@ -64,7 +57,8 @@ static void test_whole_set(void) {
   dataset data;
   error e = {""};
   int wrong = 0;
-  if (!check(cifar_read(directory, 0, 0, &data, &e), "a sound set is read %s", e.text)) return;
+  if (!check(cifar_read(scratch_directory, 0, 0, &data, &e), "a sound set is read %s", e.text))
+    return;
   check(data.train_count == TRAIN_IMAGES && data.test_count == TEST_RECORDS, "its counts");
   for (int i = 0; i < IMAGES; i++) wrong += !holds(&data, i, i);
   check(wrong == 0, "every pixel and label, files in order, test images last");
@@ -79,9 +73,9 @@ static void test_names(void) {
   static const char text[] = "airplane\r\n\nbird\na name that is longer than there is room for\n";
   dataset data;
   error e;
-  scratch_write(path_of("batches.meta.txt"), text, sizeof text - 1);
-  scratch_write(path_of("STAND-IN.txt"), "", 0);
-  if (check(cifar_read(directory, 0, 0, &data, &e), "a set with class names"))
+  scratch_write(scratch_path("batches.meta.txt"), text, sizeof text - 1);
+  scratch_write(scratch_path("STAND-IN.txt"), "", 0);
+  if (check(cifar_read(scratch_directory, 0, 0, &data, &e), "a set with class names"))
     check(!strcmp(data.class_names[0], "airplane") && !strcmp(data.class_names[1], "class 1") &&
               !strcmp(data.class_names[2], "bird") &&
               !strcmp(data.class_names[3], "a name that is longer t") &&
@@ -97,15 +91,15 @@ static void test_limits(void) {
   dataset data, all;
   error e;
   int wrong = 0;
-  if (!check(cifar_read(directory, 23, 3, &data, &e), "a set with limits 23 and 3")) return;
+  if (!check(cifar_read(scratch_directory, 23, 3, &data, &e), "a set with limits 23 and 3")) return;
   check(data.train_count == 23 && data.test_count == 3 && strstr(data.description, "of it"),
         "its counts, and the description says so");
   for (int i = 0; i < 23 + 3; i++) wrong += !holds(&data, i, i < 23 ? i : TRAIN_IMAGES + i - 23);
   check(wrong == 0, "the first images of each kind");
   const uint64_t limited = data.fingerprint;
   cifar_free(&data);
-  if (!check(cifar_read(directory, TRAIN_IMAGES, TEST_RECORDS, &data, &e) &&
-                 cifar_read(directory, 0, 0, &all, &e),
+  if (!check(cifar_read(scratch_directory, TRAIN_IMAGES, TEST_RECORDS, &data, &e) &&
+                 cifar_read(scratch_directory, 0, 0, &all, &e),
              "limits of all there is"))
     return;
   check(data.fingerprint == all.fingerprint && data.fingerprint != limited,
@@ -117,7 +111,7 @@ static void test_limits(void) {
 static uint64_t fingerprint_of(int train_limit, int test_limit) {
   dataset data;
   error e;
-  if (!cifar_read(directory, train_limit, test_limit, &data, &e)) return 0;
+  if (!cifar_read(scratch_directory, train_limit, test_limit, &data, &e)) return 0;
   const uint64_t result = data.fingerprint;
   cifar_free(&data);
   return result;
@@ -125,7 +119,7 @@ static uint64_t fingerprint_of(int train_limit, int test_limit) {
 
 static void put_byte(int position, uint8_t value) {
   const int file = position / FILE_BYTES;
-  FILE *out = fopen(path_of(names[file]), "r+b");
+  FILE *out = fopen(scratch_path(names[file]), "r+b");
   const bool ok = out && fseek(out, position - file * FILE_BYTES, SEEK_SET) == 0 &&
                   fputc(value, out) == value && fclose(out) == 0;
   if (!ok) check(false, "%s: could not be changed", names[file]);
@@ -162,23 +156,23 @@ static void test_fingerprint(void) {
 static void expect_refusal(const char *what, const char *named, const char *phrase) {
   dataset data;
   error e = {""};
-  check_refused(cifar_read(directory, 0, 0, &data, &e), &e, what, named, phrase);
+  check_refused(cifar_read(scratch_directory, 0, 0, &data, &e), &e, what, named, phrase);
   if (data.images) check(false, "%s: memory is left behind", what);
   write_set();
 }
 
 // The set with `size` bytes in place of one file's.
 static void expect_size_refused(const char *what, int file, size_t size, const char *phrase) {
-  scratch_write(path_of(names[file]), set + (size_t)file * FILE_BYTES, size);
-  expect_refusal(what, path_of(names[file]), phrase);
+  scratch_write(scratch_path(names[file]), set + (size_t)file * FILE_BYTES, size);
+  expect_refusal(what, scratch_path(names[file]), phrase);
 }
 
 static void test_missing_and_short_files(void) {
   for (int i = 0; i < FILES; i++) {
     char what[80], phrase[80];
-    remove(path_of(names[i]));
+    remove(scratch_path(names[i]));
     snprintf(what, sizeof what, "%s is missing", names[i]);
-    expect_refusal(what, path_of(names[i]), "No such file");
+    expect_refusal(what, scratch_path(names[i]), "No such file");
     snprintf(what, sizeof what, "%s is empty", names[i]);
     expect_size_refused(what, i, 0, "empty");
     const int records = i == TEST_FILE ? TEST_RECORDS : TRAIN_RECORDS;
@@ -204,12 +198,12 @@ static void expect_label_refused(int file, int record, uint8_t label) {
   const size_t byte = (size_t)record * RECORD_BYTES;
   uint8_t *place = set + (size_t)file * FILE_BYTES + byte, before = *place;
   *place = label;
-  scratch_write(path_of(names[file]), set + (size_t)file * FILE_BYTES, size_of(file));
+  scratch_write(scratch_path(names[file]), set + (size_t)file * FILE_BYTES, size_of(file));
   *place = before; // expect_refusal writes the sound set again
   snprintf(what, sizeof what, "label %d in record %d of %s", label, record, names[file]);
   snprintf(phrase, sizeof phrase, "record %d (byte %zu of the file) has label %d,", record, byte,
            label);
-  expect_refusal(what, path_of(names[file]), phrase);
+  expect_refusal(what, scratch_path(names[file]), phrase);
 }
 
 // A file of 4,096 bytes by its size, of which only a few can be read.
@@ -223,24 +217,23 @@ static void test_other_damage(void) {
   expect_label_refused(1, 3, 10);
   expect_label_refused(4, TRAIN_RECORDS - 1, 255);
   expect_label_refused(TEST_FILE, TEST_RECORDS - 1, 128);
-  remove(path_of(names[3]));
-  mkdir(path_of(names[3]), 0777);
-  expect_refusal("a directory in a file's place", path_of(names[3]), "not a file");
+  remove(scratch_path(names[3]));
+  mkdir(scratch_path(names[3]), 0777);
+  expect_refusal("a directory in a file's place", scratch_path(names[3]), "not a file");
   if (stat(short_file, &status) == 0 && status.st_size == 4096) {
-    remove(path_of(names[0]));
-    if (symlink(short_file, path_of(names[0])) == 0)
-      expect_refusal("a file that cannot be read to its end", path_of(names[0]), "short read");
+    remove(scratch_path(names[0]));
+    if (symlink(short_file, scratch_path(names[0])) == 0)
+      expect_refusal("a file that cannot be read to its end", scratch_path(names[0]), "short read");
   } else {
     printf("skip a file that cannot be read to its end: no %s here\n", short_file);
   }
-  check_refused(cifar_read(directory, TRAIN_IMAGES + 1, 0, &data, &e), &e,
-                "more training images than there are", directory, "--train-images 51");
-  check_refused(cifar_read(directory, 0, TEST_RECORDS + 1, &data, &e), &e,
-                "more test images than there are", directory, "--test-images 8");
-  char nowhere[300];
-  snprintf(nowhere, sizeof nowhere, "%s", path_of("nowhere"));
-  check_refused(cifar_read(nowhere, 0, 0, &data, &e), &e, "a directory that is not there",
-                path_of("nowhere/data_batch_1.bin"), "No such file");
+  check_refused(cifar_read(scratch_directory, TRAIN_IMAGES + 1, 0, &data, &e), &e,
+                "more training images than there are", scratch_directory, "--train-images 51");
+  check_refused(cifar_read(scratch_directory, 0, TEST_RECORDS + 1, &data, &e), &e,
+                "more test images than there are", scratch_directory, "--test-images 8");
+  check_refused(cifar_read(scratch_path("nowhere"), 0, 0, &data, &e), &e,
+                "a directory that is not there", scratch_path("nowhere/data_batch_1.bin"),
+                "No such file");
 }
 
 // Every length up to two records, from memory that ends where the file does, so that the sanitizers
@@ -379,7 +372,7 @@ static void test_test_batch(void) {
 int main(void) {
   seed = check_seed("cifar_test");
   numbers = random_open(seed, RANDOM_TEST, 0, 0);
-  scratch_make(directory, sizeof directory);
+  scratch_make();
   draw_set();
   write_set();
   test_whole_set();
@@ -389,7 +382,7 @@ int main(void) {
   test_missing_and_short_files();
   test_other_damage();
   test_every_length();
-  scratch_remove(directory);
+  scratch_remove();
   test_shuffle();
   expect_coverage(50000, 128, 391, 80);
   expect_coverage(256, 128, 2, 128);

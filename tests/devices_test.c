@@ -235,7 +235,7 @@ static void test_ragged_shapes(void) {
 // Inputs and outputs of one operation after another: large enough for each, multiples of nothing.
 enum { PIXELS = 1001, CHANNELS = 13, COUNT = PIXELS * CHANNELS, IMAGES = 23 };
 static float *a, *b, *per_channel, *out;
-static uint8_t *images;
+static uint8_t *images, *labels;
 static sample *samples;
 static const step_values step = {.lambda = 0.3f, .learning_rate = 0.1f};
 static const norm_shape shape = {PIXELS, CHANNELS};
@@ -276,7 +276,7 @@ static void run_linear(void) {
 }
 
 static void run_cross_entropy(void) {
-  cpu->cross_entropy(IMAGES, 0.1f, out + 16, (step_result *)out, a, images, samples, &step);
+  cpu->cross_entropy(IMAGES, 0.1f, out + 16, (step_result *)out, a, labels, samples, &step);
 }
 
 static void run_sgd_update(void) {
@@ -296,7 +296,7 @@ static void train_steps(int batch) {
   for (int i = 0; i < 2; i++) {
     cpu->mix_images(batch, n.input, images, samples, &step);
     network_forward(&n, batch, true);
-    cpu->cross_entropy(batch, 0.1f, n.dlogits, &result, n.logits, images, samples, &step);
+    cpu->cross_entropy(batch, 0.1f, n.dlogits, &result, n.logits, labels, samples, &step);
     network_backward(&n);
     cpu->sgd_update(&n.parameters, &step, 0.9f, 2e-4f);
   }
@@ -337,10 +337,13 @@ static void test_all_threads(void) {
   b = normals(COUNT, 0, 1);
   per_channel = absolute(normals(2 * CHANNELS, 1, 0.3), 2 * CHANNELS);
   images = take(IMAGES * IMAGE_BYTES);
+  labels = take(IMAGES);
   samples = take(IMAGES * sizeof *samples);
-  for (int i = 0; i < IMAGES * IMAGE_BYTES; i++)
-    images[i] = (uint8_t)random_below(&stream, CLASSES);
-  for (int i = 0; i < IMAGES; i++) samples[i] = (sample){i, (3 * i + 1) % 5, i % 9, 4, i % 2};
+  for (int i = 0; i < IMAGES * IMAGE_BYTES; i++) images[i] = (uint8_t)random_bits(&stream);
+  for (int i = 0; i < IMAGES; i++) {
+    labels[i] = (uint8_t)(i % CLASSES);
+    samples[i] = (sample){i, (3 * i + 1) % 5, i % 9, 4, i % 2}; // partners for batches of 5 on
+  }
   test_threads("mix_images", run_mix_images);
   test_threads("norm_forward", run_norm_forward);
   test_threads("norm_inference", run_norm_inference);

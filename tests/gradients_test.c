@@ -1,28 +1,31 @@
-// gradients_test.c - every gradient of the reference device against finite differences, in double
-// precision; and what has no gradient against its formula, written down a second time.
+// gradients_test.c - every gradient of the reference device, one operation at a time and the whole
+// network, against finite differences in double precision.
 //
 // A backward pass is a claim about its forward pass: "this is your derivative". The forward pass can
-// be asked itself, with nothing but two evaluations (Taylor's theorem, the even terms cancel):
+// be asked itself, with nothing but two evaluations (Taylor's theorem; the even terms cancel):
 //
 //     dL/dw = (L(w + h) - L(w - h)) / 2h + truncation + rounding
-//     |truncation| <= h^2 / 6 |L'''|,    |rounding| <= a few times 2^-52 M / h
+//     |truncation| <= h^2 / 6 |L'''|        |rounding| <= 64 2^-52 M / h
 //
-// where M is the sum of the absolute values of all terms in L. An operation's output y is an array,
-// and L has to be a number: L = sum of r_i y_i with random r, so r is L's gradient with respect to
-// y. Given dy = r, the backward operation has to return what moving each input by +-h shows.
+// where M is the sum of the absolute values of all terms in L, and 64 stands for the hundred or so
+// roundings that L passes through, which partly cancel. The tolerance is the sum of the two.
+//
+// An operation's output y is an array, and L has to be a number: L = sum of r_i y_i with random r, so
+// that r is L's gradient with respect to y. Given dy = r, the backward operation has to return what
+// moving each input, one by one, by +h and -h shows.
 //
 // * Convolution, pool and linear layer are linear in each argument: L''' = 0. There h = 1, and the
 //   tolerance is rounding alone.
 // * Elsewhere h = 2^-17, near the cube root of 2^-52, where the two errors are of a size.
 //
-// "A few times" is 64: L passes through a hundred roundings or so, which partly cancel.
+// Kinks. ReLU has no derivative at 0, and a step across 0 measures neither slope. The inputs of
+// single operations are drawn again until no activation is so near 0 that a step could reach it. In
+// the whole network some of its 2 10^5 activations will always be near 0, so there h is smaller,
+// 2^-24, and a step counts only if no activation changed sides; if one did, another is tried.
 //
-// Kinks. ReLU has no derivative at 0, and a step across 0 measures neither slope. Single operations
-// are drawn again until no activation is so near 0 that a step could reach it. In the whole network
-// 2 10^5 activations cannot all stay away; so there a step counts only if none of them changed
-// sides, and otherwise another direction is drawn.
+// That the forward passes are the right ones is shown by formulas_test.c and golden_test.c.
 //
-//     make build/gcc/tests/gradients_test && build/gcc/tests/gradients_test
+//     make build/gcc/double/gradients_test && build/gcc/double/gradients_test
 #include "../conv.h"
 #include "../network.h"
 #include "inputs.h"
@@ -30,7 +33,7 @@
 #include <string.h>
 
 static const device *const d = &reference_device; // its memory is host memory: no copies needed
-static const double STEP = 0x1p-17;
+static const double STEP = 0x1p-17, NETWORK_STEP = 0x1p-24;
 
 // -- Tools ---------------------------------------------------------------------------------------
 
@@ -175,26 +178,27 @@ static norm_problem draw_norm(int pixels, int channels, bool residual, bool relu
   }
 }
 
+static void norm_backward(const norm_problem *p, real *dx, real *dresidual, real *dgamma,
+                          real *dbeta, const real *dy) {
+  d->norm_backward(&p->shape, dx, dresidual, dgamma, dbeta, dy, p->relu ? p->y : NULL, p->x,
+                   p->gamma, p->saved_mean, p->saved_inverse_std, p->relu);
+}
+
 // device.h allows dresidual to be dy, or else dx to be dy: the results must be the same bits.
 static void test_norm_in_place(const norm_problem *p, const real *dx, const real *dresidual,
                                const char *name) {
-  const norm_shape *s = &p->shape;
-  const size_t bytes = (size_t)s->pixels * s->channels * sizeof(real);
-  real *dy = take(bytes), *other = take(bytes);
-  real *dgamma = take(s->channels * sizeof(real)), *dbeta = take(s->channels * sizeof(real));
-  const real *y = p->relu ? p->y : NULL; // not read otherwise
+  const size_t channels = p->shape.channels, bytes = p->shape.pixels * channels * sizeof(real);
+  real *dy = take(bytes), *other = take(bytes), *dgamma = poison(channels);
+  real *dbeta = poison(channels);
   memcpy(dy, p->r, bytes);
-  d->norm_backward(s, other, dy, dgamma, dbeta, dy, y, p->x, p->gamma, p->saved_mean,
-                   p->saved_inverse_std, p->relu);
+  norm_backward(p, other, dy, dgamma, dbeta, dy);
   bool same = !memcmp(other, dx, bytes) && !memcmp(dy, dresidual, bytes);
   memcpy(dy, p->r, bytes);
-  d->norm_backward(s, dy, NULL, dgamma, dbeta, dy, y, p->x, p->gamma, p->saved_mean,
-                   p->saved_inverse_std, p->relu);
-  same &= !memcmp(dy, dx, bytes);
-  memcpy(dy, p->r, bytes);
-  d->norm_backward(s, dy, other, dgamma, dbeta, dy, y, p->x, p->gamma, p->saved_mean,
-                   p->saved_inverse_std, p->relu);
+  norm_backward(p, dy, other, dgamma, dbeta, dy);
   same &= !memcmp(dy, dx, bytes) && !memcmp(other, dresidual, bytes);
+  memcpy(dy, p->r, bytes);
+  norm_backward(p, dy, NULL, dgamma, dbeta, dy);
+  same &= !memcmp(dy, dx, bytes);
   check(same, "%s, in place of dy", name);
 }
 
@@ -204,8 +208,7 @@ static void test_norm_gradients(int pixels, int channels, bool residual, bool re
   real *dx = poison(count), *dresidual = poison(count);
   real *dgamma = poison(channels), *dbeta = poison(channels);
   const double L = norm_objective(&p);
-  d->norm_backward(&p.shape, dx, dresidual, dgamma, dbeta, p.r, relu ? p.y : NULL, p.x, p.gamma,
-                   p.saved_mean, p.saved_inverse_std, relu);
+  norm_backward(&p, dx, dresidual, dgamma, dbeta, p.r);
   // Differentiating dx twice more gives a handful of terms of size gamma r xhat^2 / (n std^3), below
   // 10 each for numbers like these; L is linear in the other three. M: y is the sum of up to three
   // numbers of size 1 before ReLU takes part of them away, so four a value, with |r| about 1.
@@ -227,9 +230,8 @@ static void test_norm_gradients(int pixels, int channels, bool residual, bool re
 }
 
 static void test_norms(void) {
-  for (int variant = 0; variant < 4; variant++) {
+  for (int variant = 0; variant < 4; variant++)
     test_norm_gradients(37, 5, variant & 1, variant & 2);
-  }
   test_norm_gradients(150, 3, true, true); // more pixels than partial sums
 }
 
@@ -255,14 +257,12 @@ static double linear_objective(const void *problem) {
 // Sizes this small make M (about 10^3) a matter of counting terms: 3 for each product |x w r|.
 static void test_head(void) {
   enum { BATCH = 3, PIXELS = 6, CHANNELS = 7, X = BATCH * PIXELS * CHANNELS };
-  head_problem p = {BATCH,
-                    PIXELS,
-                    CHANNELS,
-                    normals(X, 0, 1),
-                    NULL,
-                    NULL,
-                    poison(BATCH * CHANNELS),
-                    normals(BATCH * CHANNELS, 0, 1)};
+  head_problem p = {.batch = BATCH,
+                    .pixels = PIXELS,
+                    .channels = CHANNELS,
+                    .x = normals(X, 0, 1),
+                    .y = poison(BATCH * CHANNELS),
+                    .r = normals(BATCH * CHANNELS, 0, 1)};
   real *dx = poison(X);
   d->pool_backward(BATCH, PIXELS, CHANNELS, dx, p.r);
   check_error(worst_slope(pool_objective, &p, p.x, dx, X, 1), slope_tolerance(1, 0, 3 * X),
@@ -338,7 +338,6 @@ static void test_loss(float smoothing, float lambda) {
 // -- The whole network ---------------------------------------------------------------------------
 
 enum { BATCH = 3, WIDTH = 8, TRIES = 50 };
-static const double NETWORK_STEP = 0x1p-24;
 
 typedef struct {
   network n;
@@ -380,8 +379,10 @@ static double loss_beside(training *t, real *w, const real *direction, size_t co
   return loss;
 }
 
-// The slope of the loss along a random direction against that direction times the gradient. What
-// both are compared to is the gradient's length: the slope's standard deviation over directions.
+// The slope of the loss along a random direction against that direction times the gradient. The line
+// says |gradient|, the slope's standard deviation over directions, which the error is small beside.
+// L''': a filter with K weights, moved by h, moves what comes out of its norm by up to sqrt(3 K) h, 40 h
+// for the largest; 40^3, and a factor of 1500 for the layers behind, is 10^8.
 static void test_tensor(training *t, const parameter *p, double loss, uint64_t sides) {
   const double h = NETWORK_STEP;
   const real *gradient = t->n.parameters.gradient + p->offset;
@@ -394,7 +395,7 @@ static void test_tensor(training *t, const parameter *p, double loss, uint64_t s
     if (sides_of_zero(&t->n) != sides) continue;
     const double slope = (above - below) / (2 * h);
     check_error(fabs(slope - dot(gradient, direction, p->count)), slope_tolerance(h, 1e8, loss),
-                "network, %s: length %.4f tries %d", p->name,
+                "network, %s, |gradient| %.3f tries %d", p->name,
                 sqrt(dot(gradient, gradient, p->count)), i);
     release();
     return;
@@ -416,6 +417,7 @@ static void test_network(uint64_t seed) {
   t->step.lambda = 0.25f + 0.5f * random_float(&stream);
   d->mix_images(BATCH, n->input, t->images, t->samples, &t->step);
   const double loss = training_loss(t);
+  for (size_t i = 0; i < n->parameters.count; i++) n->parameters.gradient[i] = NAN;
   network_backward(n);
   const uint64_t sides = sides_of_zero(n);
   for (int i = 0; i < PARAMETERS; i++) test_tensor(t, &n->parameter_list[i], loss, sides);
@@ -426,15 +428,13 @@ static void test_network(uint64_t seed) {
 int main(void) {
   const uint64_t seed = check_seed("gradients_test");
   stream = random_open(seed, RANDOM_TEST, 0, 0);
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(1); // thousands of evaluations, each too small to share
+  omp_set_num_threads(1); // many small evaluations: sharing them costs more than it saves
   test_convs();
   test_norms();
   test_head();
   test_loss(0, 1);
   test_loss(0, 0.3f);
   test_loss(0.1f, 0.3f);
-  omp_set_num_threads(threads);
   test_network(seed);
   return check_summary();
 }

@@ -24,7 +24,7 @@ percent. So the step is done twice more, with all of these paths open and with a
 lies between is no error. Loss and statistics have no such edge, the forward pass being continuous.
 All this is for a device that computes in float32.
 
-How to run, with torch and safetensors installed; width 16 replays about two steps a second:
+How to run, with torch and safetensors installed; at width 16 about two seconds a step:
 
     ./train --device cpu --width 16 --epochs 1 --train-images 5120 \\
         --checkpoint /tmp/run --keep-every 1 --trace /tmp/run.jsonl

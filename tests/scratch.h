@@ -9,29 +9,44 @@
 #include <string.h>
 #include <unistd.h>
 
-// A new directory under $TMPDIR, or /tmp. Its name stays in `path`.
-static inline void scratch_make(char *path, size_t room) {
+static char scratch_directory[200];
+
+// A new directory under $TMPDIR, or /tmp.
+static inline void scratch_make(void) {
   const char *place = getenv("TMPDIR");
-  snprintf(path, room, "%s/resnet18-test-XXXXXX", place && *place ? place : "/tmp");
-  if (mkdtemp(path)) return;
-  fprintf(stderr, "%s: could not be made\n", path);
+  snprintf(scratch_directory, sizeof scratch_directory, "%s/resnet18-test-XXXXXX",
+           place && *place ? place : "/tmp");
+  if (mkdtemp(scratch_directory)) return;
+  fprintf(stderr, "%s: could not be made\n", scratch_directory);
   exit(1);
 }
 
-// Removes its files and its empty directories, not the directory itself.
+// A name in it; valid until four calls later.
+static inline const char *scratch_path(const char *name) {
+  static char paths[4][300];
+  static int next;
+  char *path = paths[next++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s", scratch_directory, name);
+  return path;
+}
+
+// Removes all that is in a directory, not the directory itself.
 static inline void scratch_empty(const char *path) {
   char name[4096];
   DIR *directory = opendir(path);
   for (struct dirent *d; directory && (d = readdir(directory));) {
+    if (!strcmp(d->d_name, ".") || !strcmp(d->d_name, "..")) continue;
     snprintf(name, sizeof name, "%s/%s", path, d->d_name);
-    if (strcmp(d->d_name, ".") && strcmp(d->d_name, "..")) remove(name);
+    if (remove(name) == 0) continue;
+    scratch_empty(name); // a directory that is not empty
+    remove(name);
   }
   if (directory) closedir(directory);
 }
 
-static inline void scratch_remove(const char *path) {
-  scratch_empty(path);
-  rmdir(path);
+static inline void scratch_remove(void) {
+  scratch_empty(scratch_directory);
+  rmdir(scratch_directory);
 }
 
 static inline void scratch_write(const char *path, const void *bytes, size_t count) {
