@@ -126,13 +126,12 @@ bool checkpoint_save(const network *n, const char *directory, const char *name,
     remove(f.new_weights);
     return false;
   }
-  return file_replace(f.new_resume, f.resume, e) && file_replace(f.new_weights, f.weights, e);
-}
-
-bool checkpoint_set_aside(const char *directory, int *number, error *e) {
-  const file_names f = names_in(directory, CHECKPOINT_NAME);
-  const char *const paths[] = {f.weights, f.resume};
-  return files_set_aside(paths, 2, number, e);
+  if (!file_replace(f.new_resume, f.resume, e)) {
+    // Had the resume file got its name, it would need the new weights.
+    if (remove(f.new_resume) == 0) remove(f.new_weights);
+    return false;
+  }
+  return file_replace(f.new_weights, f.weights, e);
 }
 
 // -- Loading ---------------------------------------------------------------------------------------
@@ -239,20 +238,24 @@ static bool read_matching(const char *path, const char *wanted, safetensors *s, 
               path);
 }
 
+// The weights that belong to a resume file. A crash between the two renames of checkpoint_save left
+// them as .new: then the second rename is made up for.
+static bool read_weights_of(const safetensors *resume, const file_names *f, safetensors *weights,
+                            error *e) {
+  const char *wanted = safetensors_value(resume, "weights");
+  error unused;
+  if (read_matching(f->weights, wanted, weights, e)) return true;
+  if (!read_matching(f->new_weights, wanted, weights, &unused)) return false;
+  if (file_replace(f->new_weights, f->weights, e)) return true;
+  safetensors_free(weights);
+  return false;
+}
+
 bool checkpoint_resume(network *n, const char *directory, const safetensors *resume, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
-  const char *wanted = safetensors_value(resume, "weights");
   parameters *p = &n->parameters;
   safetensors weights;
-  error unused;
-  if (!read_matching(f.weights, wanted, &weights, e)) {
-    // A crash between the two renames of checkpoint_save: finish the second one.
-    if (!read_matching(f.new_weights, wanted, &weights, &unused)) return false;
-    if (!file_replace(f.new_weights, f.weights, e)) {
-      safetensors_free(&weights);
-      return false;
-    }
-  }
+  if (!read_weights_of(resume, &f, &weights, e)) return false;
   real *momentum = allocate(p->count * sizeof(real));
   const bool ok = extract(resume, f.resume, p->list, PARAMETERS, "momentum.", momentum, e) &&
                   load_weights(n, &weights, f.weights, e);
@@ -260,4 +263,16 @@ bool checkpoint_resume(network *n, const char *directory, const safetensors *res
   free(momentum);
   safetensors_free(&weights);
   return ok;
+}
+
+bool checkpoint_set_aside(const char *directory, int *number, error *e) {
+  const file_names f = names_in(directory, CHECKPOINT_NAME);
+  const char *const paths[] = {f.weights, f.resume};
+  safetensors resume, weights;
+  error unused; // damaged files are moved as they are
+  if (checkpoint_read_resume(directory, &resume, &unused)) {
+    if (read_weights_of(&resume, &f, &weights, &unused)) safetensors_free(&weights);
+    safetensors_free(&resume);
+  }
+  return files_set_aside(paths, 2, number, e);
 }

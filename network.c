@@ -365,42 +365,53 @@ static bool all_finite(const real *values, size_t count) {
   return true;
 }
 
-static bool activations_finite(const network *n, const void *activations, size_t count,
-                               real *host) {
-  n->device->download_activations(host, activations, count);
-  return all_finite(host, count);
+static const char *first_bad(const device *d, const parameter *list, int count,
+                             const real *device_array, size_t size) {
+  real *host = allocate(size * sizeof(real));
+  const char *bad = NULL;
+  d->download(host, device_array, size * sizeof(real));
+  for (int i = 0; i < count && !bad; i++)
+    if (!all_finite(host + list[i].offset, list[i].count)) bad = list[i].name;
+  free(host);
+  return bad;
 }
 
-static const char *first_bad_activation(const network *n, real *host) {
+const char *network_bad_weight(const network *n) {
+  const parameters *p = &n->parameters;
+  const char *bad = first_bad(n->device, p->list, p->list_count, p->weight, p->count);
+  return bad ? bad
+             : first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
+                         n->statistics_size);
+}
+
+static bool activations_finite(const network *n, const void *activations, size_t count) {
+  real *host = allocate(count * sizeof(real));
+  n->device->download_activations(host, activations, count);
+  const bool finite = all_finite(host, count);
+  free(host);
+  return finite;
+}
+
+// "the output of layer1.0.conv1": the module to whose weight the name belongs.
+static const char *output_of(const parameter *weight) {
   static char text[80];
-  if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES, host)) return "the input";
+  snprintf(text, sizeof text, "the output of %s", weight->name);
+  *strrchr(text, '.') = 0;
+  return text;
+}
+
+const char *network_bad_activation(const network *n) {
+  real logits[CLASSES];
+  if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES)) return "the input";
   for (int i = 0; i < UNITS; i++) {
     const unit *u = &n->units[i];
     const size_t count = output_count(u, n->batch);
-    snprintf(text, sizeof text, "the output of %s", n->parameter_list[u->weight].name);
-    *strrchr(text, '.') = 0;
-    if (!activations_finite(n, u->z, count, host)) return text;
-    snprintf(text, sizeof text, "the output of %s", n->parameter_list[u->gamma].name);
-    *strrchr(text, '.') = 0;
-    if (!activations_finite(n, u->y, count, host)) return text;
+    if (!activations_finite(n, u->z, count)) return output_of(&n->parameter_list[u->weight]);
+    if (!activations_finite(n, u->y, count)) return output_of(&n->parameter_list[u->gamma]);
   }
-  n->device->download(host, n->logits, (size_t)n->batch * CLASSES * sizeof(real));
-  return all_finite(host, (size_t)n->batch * CLASSES) ? NULL : "the logits";
-}
-
-const char *network_first_bad_tensor(const network *n) {
-  const parameters *p = &n->parameters;
-  const size_t largest = output_count(&n->units[0], n->max_batch);
-  real *host = allocate((largest > p->count ? largest : p->count) * sizeof(real));
-  const char *bad = NULL;
-  n->device->download(host, p->weight, p->count * sizeof(real));
-  for (int i = 0; i < p->list_count && !bad; i++)
-    if (!all_finite(host + p->list[i].offset, p->list[i].count)) bad = p->list[i].name;
-  n->device->download(host, n->statistics, n->statistics_size * sizeof(real));
-  for (int i = 0; i < n->statistics_count && !bad; i++)
-    if (!all_finite(host + n->statistics_list[i].offset, n->statistics_list[i].count))
-      bad = n->statistics_list[i].name;
-  if (!bad && n->batch) bad = first_bad_activation(n, host);
-  free(host);
-  return bad;
+  for (int b = 0; b < n->batch; b++) {
+    n->device->download(logits, n->logits + (size_t)b * CLASSES, sizeof logits);
+    if (!all_finite(logits, CLASSES)) return "the logits";
+  }
+  return NULL;
 }

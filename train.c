@@ -88,7 +88,8 @@ static step_result measure(trainer *t, bool with_gradient) {
 }
 
 static bool report_bad_loss(const trainer *t, double loss, error *e) {
-  const char *tensor = network_first_bad_tensor(&t->network);
+  const char *tensor = network_bad_weight(&t->network);
+  if (!tensor) tensor = network_bad_activation(&t->network);
   return fail(
       e,
       "the loss is %g at epoch %d, step %lld; the first tensor with a bad value is %s; try a "
@@ -218,7 +219,7 @@ static bool position_from_metadata(trainer *t, const safetensors *resume, error 
 // Saves under `name` in the checkpoint directory. Weights that are not finite are never saved.
 static bool save(trainer *t, const char *name, error *e) {
   metadata state[SAVED_OPTIONS + POSITION_VALUES];
-  const char *bad = network_first_bad_tensor(&t->network);
+  const char *bad = network_bad_weight(&t->network);
   if (bad)
     return fail(e,
                 "%s is not finite after epoch %d, step %lld: not saved, the last checkpoint stays "
@@ -263,6 +264,10 @@ static bool train_epoch(trainer *t, error *e) {
 }
 
 static void say_how_to_go_on(const trainer *t) {
+  if (t->at.step == 0) {
+    printf("\nstopped before the first step; nothing was saved\n");
+    return;
+  }
   printf(
       "\nstopped after step %lld and saved in %s; to go on, give the same command with --resume\n",
       (long long)t->at.step, t->options.checkpoint);
@@ -401,6 +406,13 @@ static bool run(trainer *t, error *e) {
   return false;
 }
 
+static bool print_plan(const trainer *t, error *e) {
+  network planned;
+  if (!network_describe(&planned, t->device, t->options.width, t->options.batch, e)) return false;
+  network_print_plan(&planned, stdout);
+  return true;
+}
+
 static void tear_down(trainer *t) {
   const device *d = t->device;
   if (t->network.device) network_free(&t->network);
@@ -420,7 +432,7 @@ static void tear_down(trainer *t) {
 // this setting before main() begins, hence the second start.
 static void have_threads_sleep(char **argv) {
   if (!getenv("OMP_WAIT_POLICY") && setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
-    execv("/proc/self/exe", argv); // returns only where that is not possible; then all goes on
+    execvp(argv[0], argv); // returns only where that is not possible; then all goes on
 }
 
 int main(int argc, char **argv) {
@@ -444,12 +456,7 @@ int main(int argc, char **argv) {
     return 2;
   }
   if (o->threads) omp_set_num_threads(o->threads);
-  if (o->plan) {
-    if (network_describe(&t.network, t.device, o->width, o->batch, &e))
-      network_print_plan(&t.network, stdout);
-    return 0;
-  }
-  const bool ok = run(&t, &e);
+  const bool ok = o->plan ? print_plan(&t, &e) : run(&t, &e);
   if (!ok) fprintf(stderr, "train: %s\n", e.text);
   tear_down(&t);
   if (!ok) return 1;

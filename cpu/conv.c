@@ -1,8 +1,8 @@
 // cpu/conv.c - convolution in three passes, as fast as a CPU can do it tap by tap.
 //
-// reference/conv.c says what is computed. A core can do one or two vector multiply-adds a cycle; the
-// plain loops use one lane of one, then wait some cycles for its result before the next. Here a tile
-// of independent sums stays in registers (microkernel.h) while its operands stream past.
+// reference/conv.c says what is computed. A core can do one or two vector multiply-adds a cycle;
+// the plain loops use one lane of one, then wait some cycles for its result before the next. Here a
+// tile of independent sums stays in registers (microkernel.h) while its operands stream past.
 //
 // Output and input gradient ("gather"). The rows of a tile are the SAME pixel of ROWS images, its
 // columns a block of 1 or 2 vectors of output channels:
@@ -64,9 +64,10 @@ static int divide_up(int a, int b) {
 static int vectors_for(int channels) {
   return channels > LANES ? 2 : 1;
 }
+// Floats, rounded up to whole lines of 64 bytes.
 static size_t whole_lines(size_t floats) {
   return (floats + 15) / 16 * 16;
-} // of 64 bytes
+}
 
 // Working memory that only grows, kept from call to call until the process ends: fresh memory costs
 // a page fault every 4 KiB. One convolution runs at a time, so one piece is enough.
@@ -90,7 +91,7 @@ static void *scratch(size_t bytes) {
   return memory;
 }
 
-// -- output and input gradient ----------------------------------------------------------------------
+// -- output and input gradient ------------------------------------------------------------------
 
 typedef struct {
   conv_shape shape; // from "in" to "out": for the input gradient, dy is in and dx is out
@@ -269,7 +270,7 @@ void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dy, cons
   gather_all(&g, w, NULL);
 }
 
-// -- weight gradient --------------------------------------------------------------------------------
+// -- weight gradient ----------------------------------------------------------------------------
 
 typedef struct {
   const conv_shape *given;

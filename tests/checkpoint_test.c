@@ -22,7 +22,8 @@ static void test_round_trip(void) {
   check(all_spoiled(victim.parameters.momentum, victim.parameters.count * sizeof(real)),
         "momentum stays as it was");
   check(state_found(&e) == 'a' && refreshed == 2, "resumed: momentum comes back too");
-  if (!check(checkpoint_read_resume(directory, &resume, &e), "the metadata %s", e.text)) return;
+  if (!check(checkpoint_read_resume(scratch_directory, &resume, &e), "the metadata %s", e.text))
+    return;
   check(resume.metadata_count == 3 && !strcmp(safetensors_value(&resume, "lr"), "0.1"),
         "is what was given, and the weights' fingerprint");
   safetensors_free(&resume);
@@ -94,8 +95,8 @@ static void test_layout(void) {
     if (!w || !v || w->bytes != p->count * sizeof(float) || v->bytes != w->bytes)
       wrong++;
     else if (p->rank == 4) // the others lie in memory as they do in the file
-      wrong += !is_transposed(p, a.parameters.weight, w) ||
-               !is_transposed(p, a.parameters.momentum, v);
+      wrong +=
+          !is_transposed(p, a.parameters.weight, w) || !is_transposed(p, a.parameters.momentum, v);
     else
       wrong += memcmp(w->data, a.parameters.weight + p->offset, w->bytes) != 0;
   }
@@ -152,22 +153,275 @@ static void expect_load_refused(const char *what, const char *name, const char *
     check(false, "%s: the network or the file changed", what);
 }
 
+// A checkpoint of which one tensor is something else.
+typedef struct {
+  const char *what, *tensor;
+  const char *name, *dtype; // what it is instead
+  int rank, shape[4];
+  size_t bytes;
+  const char *phrase;
+} change;
+
+static const change changes[] = {
+    {"whole numbers", "conv1.weight", "conv1.weight", "I32", 4, {8, 3, 3, 3}, 864, "dtype I32"},
+    {"doubles", "conv1.weight", "conv1.weight", "F64", 4, {8, 3, 3, 3}, 1728, "dtype F64"},
+    {"bfloat16", "linear.bias", "linear.bias", "BF16", 1, {10}, 20, "dtype BF16, expected F32"},
+    {"a float counter",
+     "bn1.num_batches_tracked",
+     "bn1.num_batches_tracked",
+     "F32",
+     0,
+     {0},
+     4,
+     "dtype F32, expected I64"},
+    {"our layout",
+     "layer2.0.conv1.weight",
+     "layer2.0.conv1.weight",
+     "F32",
+     4,
+     {16, 3, 3, 8},
+     4608,
+     "another shape"},
+    {"a filter too few",
+     "conv1.weight",
+     "conv1.weight",
+     "F32",
+     4,
+     {7, 3, 3, 3},
+     756,
+     "first dimension is 7, expected 8"},
+    {"no filters", "conv1.weight", "conv1.weight", "F32", 4, {0, 3, 3, 3}, 0, "another shape"},
+    {"a 1x1 kernel", "conv1.weight", "conv1.weight", "F32", 4, {8, 3, 1, 1}, 96, "another shape"},
+    {"a flat weight", "conv1.weight", "conv1.weight", "F32", 1, {216}, 864, "another shape"},
+    {"a dimension of 1 too many", "bn1.bias", "bn1.bias", "F32", 2, {8, 1}, 32, "another shape"},
+    {"a counter in brackets",
+     "bn1.num_batches_tracked",
+     "bn1.num_batches_tracked",
+     "I64",
+     1,
+     {1},
+     8,
+     "another shape"},
+    {"a statistic of another width",
+     "bn1.running_var",
+     "bn1.running_var",
+     "F32",
+     1,
+     {16},
+     64,
+     "does --width agree?"},
+    {"a prefix, as DataParallel writes",
+     "conv1.weight",
+     "module.conv1.weight",
+     "F32",
+     4,
+     {8, 3, 3, 3},
+     864,
+     "has no tensor conv1.weight"},
+    {"a statistic by another name",
+     "layer4.1.bn2.running_var",
+     "layer4.1.bn3.running_var",
+     "F32",
+     1,
+     {64},
+     256,
+     "has no tensor layer4.1.bn2.running_var"},
+    {"a counter by another name",
+     "layer4.1.bn2.num_batches_tracked",
+     "epoch",
+     "I64",
+     0,
+     {0},
+     8,
+     "has no tensor layer4.1.bn2.num_batches_tracked"},
+};
+
 static const char bad[] = "bad.safetensors";
 
-// The checkpoint with one tensor changed; `data` is where its bytes are taken from, if not NULL.
-static void expect_tensor_refused(const char *what, const safetensors *s, const char *name,
-                                  tensor changed, const char *phrase) {
-  tensor list[TENSORS + 1];
+static void write_bad(const tensor *tensors, int count) {
   error e;
-  memcpy(list, s->tensors, TENSORS * sizeof *list);
-  for (int i = 0; i < TENSORS; i++)
-    if (!strcmp(list[i].name, name)) list[i] = changed;
-  if (check(safetensors_write(scratch_path(bad), list, TENSORS, NULL, 0, NULL, &e), "%s", what))
-    expect_load_refused(what, bad, phrase);
+  if (!safetensors_write(scratch_path(bad), tensors, count, NULL, 0, NULL, &e))
+    check(false, "%s", e.text);
 }
 
 static void test_changed_tensors(const safetensors *s) {
-  static const uint8_t zeros[8 * 8 * 3 * 3 * 3];
-  const tensor *stem = safetensors_find(s, "conv1.weight"), *bias = safetensors_find(s, "bn1.bias"),
-               *counter = safetensors_find(s, "layer2.0.bn1.num_batches_tracked");
+  static const uint8_t zeros[8192];
+  tensor list[TENSORS];
+  for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+    const change *c = &changes[i];
+    memcpy(list, s->tensors, sizeof list);
+    for (int j = 0; j < TENSORS; j++) {
+      if (strcmp(list[j].name, c->tensor)) continue;
+      list[j] = (tensor){.rank = c->rank, .bytes = c->bytes, .data = zeros};
+      snprintf(list[j].name, sizeof list[j].name, "%s", c->name);
+      snprintf(list[j].dtype, sizeof list[j].dtype, "%s", c->dtype);
+      for (int k = 0; k < c->rank; k++) list[j].shape[k] = c->shape[k];
+    }
+    write_bad(list, TENSORS);
+    expect_load_refused(c->what, bad, c->phrase);
+  }
+}
+
+static void test_missing_and_extra(const safetensors *s) {
+  tensor list[TENSORS + 1];
+  memcpy(list, s->tensors, TENSORS * sizeof *list);
+  list[TENSORS] = (tensor){.name = "fc.bias", .dtype = "F32", .data = s->file, .bytes = 4};
+  write_bad(list, TENSORS + 1);
+  expect_load_refused("a tensor too many", bad, "has 123 tensors, expected 122");
+  for (int i = 0; i < 4; i++) { // lies at the place of each in turn: the last one moves there
+    const int missing = (int)random_below(&numbers, TENSORS);
+    char phrase[2 * TENSOR_NAME];
+    memcpy(list, s->tensors, TENSORS * sizeof *list);
+    snprintf(phrase, sizeof phrase, "has no tensor %s,", list[missing].name);
+    list[missing] = list[TENSORS - 1];
+    if (missing == TENSORS - 1) continue;
+    write_bad(list, TENSORS - 1);
+    expect_load_refused("a tensor too few", bad, phrase);
+  }
+  write_bad(list, 0);
+  expect_load_refused("no tensors", bad, "has no tensor conv1.weight");
+}
+
+static void test_damaged_files(const safetensors *s) {
+  uint8_t *bytes = allocate(s->file_bytes + 1);
+  memcpy(bytes, s->file, s->file_bytes);
+  const struct {
+    const char *what;
+    size_t size;
+  } cuts[] = {{"an empty checkpoint", 0},
+              {"a checkpoint cut in its header", 1000},
+              {"a checkpoint cut in its data", s->file_bytes / 2},
+              {"a checkpoint a byte short", s->file_bytes - 1},
+              {"a checkpoint with a byte too many", s->file_bytes + 1}};
+  for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+    scratch_write(scratch_path(bad), bytes, cuts[i].size);
+    expect_load_refused(cuts[i].what, bad, "damaged");
+  }
+  free(bytes);
+  remove(scratch_path(bad));
+  expect_load_refused("a checkpoint that is not there", bad, "No such file");
+  expect_load_refused("a resume file as weights", RESUME, "has no tensor conv1.weight");
+}
+
+// A checkpoint of a network of width 16, alone in the directory.
+static void test_other_width(void) {
+  network wide;
+  error e = {""};
+  make_state(&wide, 16);
+  check(save(&wide, &e), "a network of width 16 is saved %s", e.text);
+  expect_load_refused("weights of another width", WEIGHTS, "expected 8); does --width agree?");
+  spoil(&victim);
+  check_refused(state_found(&e) != '!', &e, "a resume of another width", scratch_path(RESUME),
+                "does --width agree?");
+  check(is_spoiled(&victim), "and the network is as it was");
+  network_free(&wide);
+}
+
+static void test_loading(void) {
+  safetensors s;
+  error e = {""};
+  if (!check(safetensors_read(scratch_path(WEIGHTS), &s, &e), "the checkpoint %s", e.text)) return;
+  test_changed_tensors(&s);
+  test_missing_and_extra(&s);
+  test_damaged_files(&s);
+  safetensors_free(&s);
+}
+
+// -- What is not resumed -------------------------------------------------------------------------------
+
+static void expect_resume_refused(const char *what, const char *name, const char *phrase) {
+  const uint64_t weights = fingerprint_of(WEIGHTS), resume = fingerprint_of(RESUME);
+  error e;
+  safetensors s = {0};
+  spoil(&victim);
+  const bool ok = checkpoint_read_resume(scratch_directory, &s, &e) &&
+                  checkpoint_resume(&victim, scratch_directory, &s, &e);
+  check_refused(ok, &e, what, scratch_path(name), phrase);
+  safetensors_free(&s);
+  if (!is_spoiled(&victim) || fingerprint_of(WEIGHTS) != weights ||
+      fingerprint_of(RESUME) != resume)
+    check(false, "%s: the network or a file changed", what);
+}
+
+// The resume file of state a with `count` of its tensors and its first metadata, under a name that
+// the first tensor gets.
+static void write_resume(const char *first, int metadata_count) {
+  safetensors s;
+  error e;
+  if (save(&a, &e) && safetensors_read(scratch_path(RESUME), &s, &e)) {
+    snprintf(s.tensors[0].name, sizeof s.tensors[0].name, "%s", first);
+    safetensors_write(scratch_path(RESUME), s.tensors, s.tensor_count, s.metadata, metadata_count,
+                      NULL, &e);
+    safetensors_free(&s);
+  }
+}
+
+static void test_resuming(void) {
+  error e = {""};
+  scratch_empty(scratch_directory);
+  expect_resume_refused("a directory without a checkpoint", RESUME, "nothing to resume");
+  check(save(&a, &e) && rename(scratch_path(WEIGHTS), scratch_path("weights of a")) == 0 &&
+            save(&b, &e) && rename(scratch_path("weights of a"), scratch_path(WEIGHTS)) == 0,
+        "weights of a, resume file of b %s", e.text);
+  expect_resume_refused("weights of another time", WEIGHTS, "not the weights");
+  remove(scratch_path(WEIGHTS));
+  expect_resume_refused("a resume file without weights", WEIGHTS, "No such file");
+  write_resume("momentum.conv1.weight", 2);
+  expect_resume_refused("a resume file that names no weights", RESUME, "not a resume file");
+  write_resume("momentum.conv1", 3);
+  expect_resume_refused("a momentum by another name", RESUME,
+                        "has no tensor momentum.conv1.weight");
+  check(save(&a, &e) && truncate(scratch_path(RESUME), 5000) == 0, "a resume file cut %s", e.text);
+  expect_resume_refused("a resume file cut short", RESUME, "damaged");
+  check(save(&a, &e) && truncate(scratch_path(WEIGHTS), 5000) == 0, "weights cut %s", e.text);
+  expect_resume_refused("weights cut short", WEIGHTS, "damaged");
+}
+
+// -- Out of a new run's way ------------------------------------------------------------------------------
+
+// Sets aside a checkpoint of `n`, and finds it under names ending in .`number`.
+static void expect_aside(const network *n, int number, const char *what) {
+  char weights[100], resume[100];
+  int given = -1;
+  error e = {""};
+  snprintf(weights, sizeof weights, "%s.%d", WEIGHTS, number);
+  snprintf(resume, sizeof resume, "%s.%d", RESUME, number);
+  bool ok = save(n, &e);
+  const uint64_t of_weights = fingerprint_of(WEIGHTS), of_resume = fingerprint_of(RESUME);
+  ok = ok && checkpoint_set_aside(scratch_directory, &given, &e);
+  check(ok && given == number && !file_exists(scratch_path(WEIGHTS)) &&
+            !file_exists(scratch_path(RESUME)) && fingerprint_of(weights) == of_weights &&
+            fingerprint_of(resume) == of_resume,
+        "set aside: %s: as .%d %s", what, given, e.text);
+}
+
+static void test_set_aside(void) {
+  error e = {""};
+  int number = -1;
+  scratch_empty(scratch_directory);
+  check(checkpoint_set_aside(scratch_directory, &number, &e) && number == 0,
+        "set aside: nothing, where there is nothing");
+  expect_aside(&a, 1, "the first");
+  expect_aside(&b, 2, "the second");
+  scratch_write(scratch_path(RESUME ".3"), "", 0);
+  expect_aside(&a, 4, "past a number that only one name has");
+  remove(scratch_path(WEIGHTS ".1"));
+  expect_aside(&b, 5, "past a number that the other has");
+  check(checkpoint_set_aside(scratch_directory, &number, &e) && number == 0,
+        "set aside: nothing, once all is away");
+}
+
+int main(void) {
+  make_states("checkpoint_test");
+  scratch_make();
+  test_round_trip();
+  test_layout();
+  test_other_order();
+  test_loading();
+  test_other_width();
+  test_resuming();
+  test_set_aside();
+  scratch_remove();
+  free_states();
+  return check_summary();
 }

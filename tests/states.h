@@ -104,14 +104,16 @@ static inline bool save(const network *n, error *e) {
 static inline char state_found(error *e) {
   safetensors resume;
   spoil(&victim);
-  snprintf(e->text, sizeof e->text, "a mixture");
+  e->text[0] = 0;
   if (!file_exists(scratch_path(RESUME))) return '-';
   if (!checkpoint_read_resume(scratch_directory, &resume, e)) return '!';
   const char *state = safetensors_value(&resume, "state");
   const network *wanted = state && *state == 'a' ? &a : &b;
   const bool ok = checkpoint_resume(&victim, scratch_directory, &resume, e) &&
-                  same_weights(&victim, wanted) && same_momentum(&victim, wanted);
+                  ((same_weights(&victim, wanted) && same_momentum(&victim, wanted)) ||
+                   fail(e, "a mixture of two states"));
   safetensors_free(&resume);
+  if (ok) e->text[0] = 0;
   return !ok ? '!' : wanted == &a ? 'a' : 'b';
 }
 
