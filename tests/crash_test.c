@@ -23,7 +23,7 @@
 // -- fsync and rename, watched -------------------------------------------------------------------
 
 // What happens at one of the calls of a save.
-typedef enum { NOTHING, FAIL_THERE, DIE_THERE } event;
+typedef enum { NOTHING, FAIL_THERE, DIE_THERE, DAWDLE } event;
 
 static struct {
   event event;
@@ -41,10 +41,24 @@ static void watch_for(event what, int at) {
   watch.at = at;
 }
 
+static double seconds_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void sleep_for(double seconds) {
+  struct timespec t = {.tv_sec = (time_t)seconds};
+  t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
+  nanosleep(&t, NULL);
+}
+
 // Counts a call; false if it is to fail.
 static bool call(char letter) {
   if (watch.calls < (int)sizeof watch.order - 1) watch.order[watch.calls] = letter;
-  if (++watch.calls != watch.at || watch.event == NOTHING) return true;
+  watch.calls++;
+  if (watch.event == DAWDLE) sleep_for(1e-3);
+  if (watch.calls != watch.at) return true;
   if (watch.event == DIE_THERE) kill(getpid(), SIGKILL);
   errno = EIO;
   return false;
@@ -257,18 +271,6 @@ static void test_leftovers(void) {
 
 // -- kill -9 at random moments -----------------------------------------------------------------------
 
-static double seconds_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void sleep_for(double seconds) {
-  struct timespec t = {.tv_sec = (time_t)seconds};
-  t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
-  nanosleep(&t, NULL);
-}
-
 // A process that saves b, a, b, a, ... until it is killed, `seconds` from now.
 static void save_until_killed(double seconds) {
   const pid_t child = fork();
@@ -284,12 +286,14 @@ static void save_until_killed(double seconds) {
     check(false, "the saving process ended before it was killed");
 }
 
+// Each fsync and rename takes a millisecond longer here, so that the moments between them are hit too.
 static void test_random_kills(void) {
   enum { ROUNDS = 60 };
   int of_a = 0, of_b = 0, unfinished = 0, between = 0, broken = 0;
   error e = {""};
   begin_with_a();
-  double begun = seconds_now();
+  watch_for(DAWDLE, 0);
+  const double begun = seconds_now();
   for (int i = 0; i < 4; i++) save(&a, &e);
   const double one_save = (seconds_now() - begun) / 4;
   for (int i = 0; i < ROUNDS; i++) {
@@ -304,6 +308,7 @@ static void test_random_kills(void) {
     broken++;
     check(false, "round %d: %c %s", i, found, e.text);
     begin_with_a();
+    watch_for(DAWDLE, 0);
   }
   check(broken == 0, "killed %d times at random: %d found state a, %d state b", ROUNDS, of_a, of_b);
   check(unfinished > 0, "%d kills came amid a save, %d of them between the renames", unfinished,

@@ -6,16 +6,21 @@
 #include "../device.h"
 #include "../error.h"
 #include "check.h"
+#include <string.h>
 
 static random_stream stream; // of all random inputs; main() opens it with check_seed()
 
 static void *taken[100];
 static int taken_count;
 
-// Zeroed memory that lasts until the next release(): a test calls that once, at its end.
+// Zeroed memory, aligned as a device's own, that lasts until the next release(): a test calls that
+// once, at its end.
 static inline void *take(size_t bytes) {
-  void *memory = allocate(bytes);
+  const size_t rounded = (bytes + 63) / 64 * 64 + 64;
+  void *memory = aligned_alloc(64, rounded);
+  if (!memory) out_of_memory(rounded);
   if (taken_count == sizeof taken / sizeof *taken) abort();
+  memset(memory, 0, rounded);
   return taken[taken_count++] = memory;
 }
 

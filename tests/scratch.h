@@ -11,11 +11,12 @@
 
 static char scratch_directory[200];
 
-// A new directory under $TMPDIR, or /tmp.
+// A new directory under $TMPDIR, or /dev/shm, or /tmp: on a RAM disk, where there is one, because these
+// tests would spend most of their time waiting for a disk (ten times as long on ours).
 static inline void scratch_make(void) {
   const char *place = getenv("TMPDIR");
-  snprintf(scratch_directory, sizeof scratch_directory, "%s/resnet18-test-XXXXXX",
-           place && *place ? place : "/tmp");
+  if (!place || !*place) place = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+  snprintf(scratch_directory, sizeof scratch_directory, "%s/resnet18-test-XXXXXX", place);
   if (mkdtemp(scratch_directory)) return;
   fprintf(stderr, "%s: could not be made\n", scratch_directory);
   exit(1);
