@@ -14,6 +14,8 @@ NATIVE := $(shell for flag in -march=native -mcpu=native; do \
 WARNINGS := -Wall -Wextra -Werror
 ifneq ($(findstring gcc,$(shell $(CC) --version 2>/dev/null)),)
 WARNINGS += -Wno-format-truncation
+else
+WARNINGS += -Wno-pass-failed # clang's word for: this simd loop stayed scalar, as at -O1 they do
 endif
 CFLAGS ?= -O3 -g
 OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \
@@ -112,6 +114,27 @@ train: $(TRAIN) $(SHAPES)
 check: export OMP_WAIT_POLICY := passive
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
 	@tests/run.sh $(TEST_PROGRAMS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
+
+# -- Fuzzing ----------------------------------------------------------------------------------------------
+
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -std=c11 -g -O1 -I. -Wall -Wextra -Werror -fsanitize=fuzzer,address,undefined \
+  -fno-sanitize-recover=all
+
+# clang whatever $(CC) is: libFuzzer is its own.
+build/fuzz/fuzz: tests/fuzz.c cifar.c safetensors.c files.c random.c $(wildcard *.h)
+	@mkdir -p $(@D)
+	clang $(FUZZ_FLAGS) $(filter %.c,$^) -o $@ -lm
+
+# A sound file of each kind to start from; what the fuzzer finds interesting joins them.
+fuzz: build/fuzz/fuzz
+	@mkdir -p build/fuzz/corpus
+	@(printf c; head -c 6146 /dev/zero) >build/fuzz/corpus/cifar
+	@printf 's\002\0\0\0\0\0\0\0{}' >build/fuzz/corpus/safetensors
+	@printf 'h{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"n":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}\0sixteen bytes...' \
+	  >build/fuzz/corpus/header
+	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 # -- The rest ---------------------------------------------------------------------------------------------
 

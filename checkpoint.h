@@ -14,8 +14,8 @@
 // carries the fingerprint of the weights that belong to it; where a crash came between the two, the
 // weights are still there as .new, and checkpoint_resume finishes what was begun.
 //
-// Checked by `make check` (tests/checkpoint_test.c): round trip, damaged files of every kind, kill
-// -9 at every moment of a save, a full disk.
+// Checked by `make check`: tests/checkpoint_test.c (round trip, layout, files of every wrong kind) and
+// tests/crash_test.c (a full disk, kill -9 at each moment of a save).
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

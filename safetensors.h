@@ -11,7 +11,7 @@
 //
 // A checkpoint may come from anywhere, so the reader checks everything before it believes anything.
 //
-// Checked by `make check` (tests/checkpoint_test.c), `make check SAN=1` and `make fuzz`.
+// Checked by `make check` (tests/safetensors_test.c), `make check SAN=1` and `make fuzz`.
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
 

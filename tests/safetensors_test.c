@@ -221,6 +221,11 @@ static const bad_file bad_files[] = {
     {"the same data twice", SECOND("0", "8"), 8, "overlap, leave gaps, or end"},
     {"overlapping tensors", SECOND("4", "12"), 12, "overlap, leave gaps, or end"},
     {"a gap between tensors", SECOND("12", "20"), 20, "overlap, leave gaps, or end"},
+    {"an overlap and as large a gap", SECOND("4", "12"), 16, "overlap, leave gaps, or end"},
+    {"a gap and as large an overlap",
+     "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]},"
+     "\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,16]}}",
+     16, "overlap, leave gaps, or end"},
     {"a gap in front", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[1,9]}}", 9,
      "overlap, leave gaps, or end"},
     {"a name twice", "{" A ",\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,16]}}", 16,
@@ -317,10 +322,14 @@ static image small_file(void) {
 
 static void test_every_length(void) {
   const image whole = small_file();
+  const size_t header = whole.size - 8 - 32;
   int accepted = 0, wrong = 0;
   for (size_t size = 0; size < whole.size; size++)
     wrong += !refused_or_sound(copy_image(&whole, size), &accepted);
   check(wrong == 0 && accepted == 0, "refused: a file cut at any of its %zu bytes", whole.size);
+  for (size_t length = 0; length < header; length++)
+    wrong += !refused_or_sound(make_image((char *)whole.bytes + 8, length, 0), &accepted);
+  check(wrong == 0 && accepted == 0, "refused: a header that ends at any of its %zu bytes", header);
   check(refused_or_sound(copy_image(&whole, whole.size), &accepted) && accepted == 1,
         "read: the whole file");
   free(whole.bytes);
