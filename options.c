@@ -27,7 +27,7 @@ typedef struct {
 
 static const option table[] = {
     {"preset", PRESET, PROCESS, 0, 0, 0, 0, "seed|quick",
-     "seed: the recipe as published, the default; quick: width 16, 5 epochs"},
+     "seed: the recipe as published, the default; quick: width 16, 4 epochs"},
     {"data", TEXT, PROCESS, PLACE(data), 0, 0, "DIR",
      "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
     {"device", TEXT, PROCESS, PLACE(device), 0, 0, "NAME", "auto, cpu or reference [auto]"},
@@ -128,7 +128,7 @@ static bool apply_preset(const char *name, options *o) {
   if (!strcmp(name, "seed")) return true; // the defaults
   if (strcmp(name, "quick")) return false;
   o->width = 16;
-  o->epochs = 5;
+  o->epochs = 4;
   o->milestone_count = -1;
   return true;
 }
@@ -234,7 +234,7 @@ bool options_parse(int argc, char **argv, options *o, error *e) {
   if (o->milestone_count < 0) {
     o->milestone_count = 0;
     for (int third = 1; third <= 2; third++) {
-      const int epoch = (third * o->epochs + 1) / 3; // rounded
+      const int epoch = (third * o->epochs + 2) / 3; // rounded up
       if (epoch > 0 && (!o->milestone_count || epoch > o->milestones[o->milestone_count - 1]))
         o->milestones[o->milestone_count++] = epoch;
     }
