@@ -384,7 +384,7 @@ static void print_recipe(const options *o) {
   printf("recipe    ");
   for (int i = 0; i < count; i++)
     if (strcmp(settings[i].value, "0") || strstr(settings[i].key, "images") == NULL)
-      printf(" %s %s%s", settings[i].key, settings[i].value, i + 1 < count ? "," : "");
+      printf("%s %s %s", i ? "," : "", settings[i].key, settings[i].value);
   printf("\n");
 }
 
