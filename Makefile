@@ -24,7 +24,7 @@ LIBRARIES := -lm
 
 # `make check SAN=1`: everything again under AddressSanitizer and UndefinedBehaviorSanitizer.
 ifdef SAN
-CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+CFLAGS := -O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 VARIANT := -san
 endif
 

@@ -25,8 +25,8 @@
 // Measured on the set of the command above, test accuracy:
 //
 //     chance                                                    10 %
-//     logistic regression on pixels, best of several L2         TODO
-//     ./train --preset quick, seeds 1 to 4                      TODO
+//     logistic regression on pixels, best of several L2         23.2 %
+//     ./train --preset quick, seeds 1 to 4                      93.9, 93.0, 92.1, 92.5 %
 //
 // Image i of a split is a function of (seed, split, i) and nothing else: a smaller set is the
 // beginning of a larger one, and the number of threads does not matter. Arithmetic is in double, so

@@ -7,12 +7,12 @@
 // Outputs are NaN before, so a value left out is seen; they lie between guard zones, so a write
 // beyond them is seen; inputs lie between NaNs, so a read beyond them that matters is seen.
 //
-// Tolerance. An element is a sum of K products. Both devices get the same floats; the reference adds
-// in double and rounds once, the cpu device rounds K times, in whatever order, each time by at most
-// 2^-24 of the sum so far. With S the sum of the products' absolute values, that makes K 2^-24 S if
-// all roundings conspire, and about sqrt(K) 2^-24 S if they are independent (Higham and Mary, "A new
-// approach to probabilistic rounding error analysis", 2019: lambda sqrt(K) 2^-24 S is exceeded with
-// probability 2 exp(-lambda^2 / 2) at most). So:
+// Tolerance. An element is a sum of K products. Both devices get the same floats; the reference
+// adds in double and rounds once, the cpu device rounds K times, in whatever order, each time by at
+// most 2^-24 of the sum so far. With S the sum of the products' absolute values, that makes K 2^-24
+// S if all roundings conspire, and about sqrt(K) 2^-24 S if they are independent (Higham and Mary,
+// "A new approach to probabilistic rounding error analysis", 2019: lambda sqrt(K) 2^-24 S is
+// exceeded with probability 2 exp(-lambda^2 / 2) at most). So:
 //
 //     |cpu - reference| <= 8 sqrt(K) 2^-24 S        lambda = 8: probability 3 10^-14
 //
@@ -129,8 +129,8 @@ static void check_sums(const layer *l, const device *d, const double *sums, cons
               d->name);
 }
 
-// One pass of the cpu device with 1, 2 and 3 threads into `out`: NaN before, or `before`. Whether all
-// gave the same bits and wrote nowhere else.
+// One pass of the cpu device with 1, 2 and 3 threads into `out`: NaN before, or `before`. Whether
+// all gave the same bits and wrote nowhere else.
 static bool run_with_threads(const layer *l, pass p, guarded *out, guarded *sums,
                              const float *before) {
   const size_t bytes = out->count * sizeof(float), sums_bytes = sums ? 4 * sums->count : 0;
@@ -222,8 +222,8 @@ static void test_network_shapes(int width, int batch) {
   }
 }
 
-// Every size with every kernel, stride and batch; the channels at random. Then more images, pixels and
-// channels than a device would take at once, with a remainder of each.
+// Every size with every kernel, stride and batch; the channels at random. Then more images, pixels
+// and channels than a device would take at once, with a remainder of each.
 static void test_ragged_shapes(void) {
   static const int sizes[][2] = {{5, 7}, {1, 1}, {9, 4}}, batches[] = {1, 3, 11},
                    channels[] = {3, 5, 8, 12, 24, 40};
