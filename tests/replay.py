@@ -144,6 +144,14 @@ class Record:
         for kind, seen in self.seen.items():
             print(f"  {kind:15} {show(largest(seen))}")
             print(f"  {'':15} {show(max(seen, key=times))}")
+        # How often did the edges have to explain a difference? Without them, these would not agree.
+        seen = self.seen.get("momentum", [])
+        beyond = [one for one in seen if one[0] > LIMITS["momentum"]]
+        edges = [one for one in beyond if not one[0] <= YARDSTICKS * one[1]]
+        print(
+            f"\n{len(seen)} momentum tensors: {len(beyond)} differ by more than "
+            f"{LIMITS['momentum']}, {len(edges)} of them by more than {YARDSTICKS} yardsticks"
+        )
 
 
 def largest(seen):

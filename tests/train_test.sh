@@ -147,9 +147,9 @@ check "a full disk: one line, and the last checkpoint stays" $?
 
 # -- It learns ----------------------------------------------------------------------------------------
 "$shapes" --seed 4 --train 3000 --test 500 more >/dev/null
-"$train" --data more --width 8 --batch 32 --epochs 4 --milestones 3 --mixup-alpha 0.2 --checkpoint learned >learned.out
+"$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 4 --milestones 3 --mixup-alpha 0.2 --checkpoint learned >learned.out
 learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
-[ "${learned:-0}" -ge 50 ] # chance gives 10; 80 was seen, and the seed is fixed
+[ "${learned:-0}" -ge 50 ] # chance gives 10; four seeds gave 86 to 89
 check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
 
 echo "$passed passed, $failed failed"
