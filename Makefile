@@ -12,10 +12,10 @@ endif
 NATIVE := $(shell for flag in -march=native -mcpu=native; do \
   echo 'int x;' | $(CC) $$flag -x c -c -o /dev/null - 2>/dev/null && echo $$flag && break; done)
 WARNINGS := -Wall -Wextra -Werror
-ifneq ($(findstring gcc,$(shell $(CC) --version 2>/dev/null)),)
-WARNINGS += -Wno-format-truncation
-else
+ifneq ($(findstring clang,$(shell $(CC) --version 2>/dev/null)),)
 WARNINGS += -Wno-pass-failed # clang's word for: this simd loop stayed scalar, as at -O1 they do
+else
+WARNINGS += -Wno-format-truncation
 endif
 CFLAGS ?= -O3 -g
 OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \

@@ -103,7 +103,7 @@ bool network_describe(network *n, const device *d, int width, int batch, error *
 
 // -- Memory ----------------------------------------------------------------------------------------
 
-// Activations of a unit's output for the largest batch.
+// Activations of a unit's output.
 static size_t output_count(const unit *u, int batch) {
   const conv_shape *s = &u->shape;
   return (size_t)batch * s->out_height * s->out_width * s->out_channels;
@@ -378,10 +378,12 @@ static const char *first_bad(const device *d, const parameter *list, int count,
 
 const char *network_bad_weight(const network *n) {
   const parameters *p = &n->parameters;
-  const char *bad = first_bad(n->device, p->list, p->list_count, p->weight, p->count);
-  return bad ? bad
-             : first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
-                         n->statistics_size);
+  return first_bad(n->device, p->list, p->list_count, p->weight, p->count);
+}
+
+const char *network_bad_statistic(const network *n) {
+  return first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
+                   n->statistics_size);
 }
 
 static bool activations_finite(const network *n, const void *activations, size_t count) {
@@ -400,18 +402,26 @@ static const char *output_of(const parameter *weight) {
   return text;
 }
 
+static const char *bad_output(const network *n, const unit *u) {
+  const size_t count = output_count(u, n->batch);
+  if (!activations_finite(n, u->z, count)) return output_of(&n->parameter_list[u->weight]);
+  if (!activations_finite(n, u->y, count)) return output_of(&n->parameter_list[u->gamma]);
+  return NULL;
+}
+
 const char *network_bad_activation(const network *n) {
   real logits[CLASSES];
   if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES)) return "the input";
-  for (int i = 0; i < UNITS; i++) {
-    const unit *u = &n->units[i];
-    const size_t count = output_count(u, n->batch);
-    if (!activations_finite(n, u->z, count)) return output_of(&n->parameter_list[u->weight]);
-    if (!activations_finite(n, u->y, count)) return output_of(&n->parameter_list[u->gamma]);
+  const char *bad = bad_output(n, &n->units[0]);
+  for (int i = 0; i < BLOCKS && !bad; i++) {
+    const block *k = &n->blocks[i];
+    bad = bad_output(n, &n->units[k->a]);
+    if (!bad && k->shortcut >= 0) bad = bad_output(n, &n->units[k->shortcut]);
+    if (!bad) bad = bad_output(n, &n->units[k->b]);
   }
-  for (int b = 0; b < n->batch; b++) {
+  for (int b = 0; b < n->batch && !bad; b++) {
     n->device->download(logits, n->logits + (size_t)b * CLASSES, sizeof logits);
-    if (!all_finite(logits, CLASSES)) return "the logits";
+    if (!all_finite(logits, CLASSES)) bad = "the logits";
   }
-  return NULL;
+  return bad;
 }

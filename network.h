@@ -97,10 +97,11 @@ size_t network_bytes_per_image(const network *n);
 // The plan: a line a layer with shape, parameters, FLOPs and activation bytes, and the totals.
 void network_print_plan(const network *n, FILE *out);
 
-// Names the first tensor that holds a NaN or an infinity: among the weights and running statistics,
+// Names the first tensor that holds a NaN or an infinity: among the weights, the running statistics,
 // or, in the order in which they are computed, the input, each activation and the logits. NULL: all
 // are finite. The text stays valid until the next call.
 const char *network_bad_weight(const network *n);
+const char *network_bad_statistic(const network *n);
 const char *network_bad_activation(const network *n);
 
 #endif

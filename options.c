@@ -48,11 +48,11 @@ static const option table[] = {
     {"seed", SEED, FIXED, PLACE(seed), 0, 0, "N", "of every random number [1]"},
     {"threads", WHOLE, PROCESS, PLACE(threads), 0, 1024, "N", "[0: one a processor]"},
     {"train-images", WHOLE, FIXED, PLACE(train_images), 0, 1e9, "N", "only the first N [0: all]"},
-    {"test-images", WHOLE, CHANGEABLE, PLACE(test_images), 0, 1e9, "N",
-     "only the first N [0: all]"},
+    {"test-images", WHOLE, FIXED, PLACE(test_images), 0, 1e9, "N", "only the first N [0: all]"},
     {"checkpoint", TEXT, PROCESS, PLACE(checkpoint), 0, 0, "DIR",
      "where the run is saved after each epoch [checkpoint]"},
-    {"resume", FLAG, PROCESS, PLACE(resume), 0, 0, "", "go on with the run saved there"},
+    {"resume", FLAG, PROCESS, PLACE(resume), 0, 0, "",
+     "go on with the run saved there; --init is then left aside"},
     {"init", TEXT, PROCESS, PLACE(init), 0, 0, "FILE",
      "start from the weights of a safetensors file with PyTorch's names"},
     {"eval", TEXT, PROCESS, PLACE(eval), 0, 0, "FILE",
@@ -61,7 +61,7 @@ static const option table[] = {
     {"trace", TEXT, PROCESS, PLACE(trace), 0, 0, "FILE",
      "all that another program needs to replay the run, a line of JSON a step"},
     {"keep-every", WHOLE, PROCESS, PLACE(keep_every), 0, 1e9, "N",
-     "also keep the state after every N steps, as DIR/step-NNNNNN"},
+     "also keep the state after every N steps, as DIR/step-NNNNNN, replacing earlier ones"},
     {"plan", FLAG, PROCESS, PLACE(plan), 0, 0, "",
      "print layers, parameters, FLOPs, memory, and exit"},
     {"help", FLAG, PROCESS, PLACE(help), 0, 0, "", "print this, and exit"},
@@ -202,7 +202,6 @@ static bool parse_arguments(int argc, char **argv, bool presets, options *o, err
 
 static bool check(const options *o, error *e) {
   if (o->width % 8) return fail(e, "--width %d: not possible; a multiple of 8 is", o->width);
-  if (o->resume && o->init[0]) return fail(e, "--resume and --init exclude each other");
   if (o->eval[0] && (o->resume || o->init[0]))
     return fail(e, "--eval excludes --resume and --init");
   if (o->lr == 0) return fail(e, "--lr 0: not possible; a number above 0 is");

@@ -50,7 +50,7 @@ void options_print_help(FILE *out);
 // Was this option ("width", without dashes) on the command line?
 bool options_given(const options *o, const char *name);
 
-// The recipe's settings as text, to be kept with a checkpoint. Returns how many; `room` suffices.
+// The recipe's settings as text, to be kept with a checkpoint. Returns how many: SAVED_OPTIONS.
 enum { SAVED_OPTIONS = 13 };
 int options_to_metadata(const options *o, metadata *settings);
 

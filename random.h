@@ -19,7 +19,7 @@
 
 // What a number is for. The values are part of what a seed means: append, never renumber.
 typedef enum {
-  RANDOM_WEIGHTS = 1, // initial weights; step = the tensor's position in network_parameters()
+  RANDOM_WEIGHTS = 1, // initial weights; step = the tensor's position in parameters.list
   RANDOM_SHUFFLE = 2, // the order of the training images in an epoch
   RANDOM_CROP = 3,    // corner and flip of each image of a batch
   RANDOM_LAMBDA = 4,  // mixup's lambda for a batch

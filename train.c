@@ -57,7 +57,7 @@ static void ask_to_stop(int signal) {
   stop_signal = signal;
 }
 
-// The first signal asks the loop to stop after its step; a second one ends the process at once.
+// The first signal asks the loop to stop after its step; a second one of its kind ends the process at once.
 static void catch_signals(void) {
   struct sigaction action = {.sa_handler = ask_to_stop, .sa_flags = (int)SA_RESETHAND};
   sigemptyset(&action.sa_mask);
@@ -89,7 +89,8 @@ static step_result measure(trainer *t, bool with_gradient) {
 
 static bool report_bad_loss(const trainer *t, double loss, error *e) {
   const char *tensor = network_bad_weight(&t->network);
-  if (!tensor) tensor = network_bad_activation(&t->network);
+  if (!tensor) tensor = network_bad_activation(&t->network); // before they spoil the statistics
+  if (!tensor) tensor = network_bad_statistic(&t->network);
   return fail(
       e,
       "the loss is %g at epoch %d, step %lld; the first tensor with a bad value is %s; try a "
@@ -213,13 +214,17 @@ static bool position_from_metadata(trainer *t, const safetensors *resume, error 
     if (!text || sscanf(text, fields[i].format, fields[i].value) != 1)
       return fail(e, "the resume file does not say \"%s\"; it is damaged", fields[i].key);
   }
-  return true;
+  if (at->epoch >= 0 && at->step_in_epoch >= 0 && at->step >= at->step_in_epoch &&
+      at->images >= 0 && at->images <= INT32_MAX && at->step_in_epoch <= at->images)
+    return true;
+  return fail(e, "the resume file names a step that cannot be; it is damaged");
 }
 
 // Saves under `name` in the checkpoint directory. Weights that are not finite are never saved.
 static bool save(trainer *t, const char *name, error *e) {
   metadata state[SAVED_OPTIONS + POSITION_VALUES];
   const char *bad = network_bad_weight(&t->network);
+  if (!bad) bad = network_bad_statistic(&t->network);
   if (bad)
     return fail(e,
                 "%s is not finite after epoch %d, step %lld: not saved, the last checkpoint stays "
@@ -278,12 +283,12 @@ static void say_what_next(trainer *t, double seconds) {
   if (!t->last_score.images) t->last_score = test(t, NULL, NULL); // resumed at its end
   const score *s = &t->last_score;
   printf("\ndone: test accuracy %.2f %% (%d of %d) after %d epochs, seed %" PRIu64 ", on %s\n",
-         100 * s->accuracy, s->correct, s->images, o->epochs, o->seed, t->data.description);
+         100 * s->accuracy, s->correct, s->images, t->at.epoch, o->seed, t->data.description);
   printf("this took %.0f s; the weights are in %s/" CHECKPOINT_NAME ".safetensors\n", seconds,
          o->checkpoint);
   printf("next:  ./train --data %s --eval %s/" CHECKPOINT_NAME ".safetensors\n", o->data,
          o->checkpoint);
-  if (options_given(o, "preset"))
+  if (options_given(o, "preset") && o->width < 64)
     printf("       ./train --data %s --preset quick --epochs %d    # longer, and better\n", o->data,
            3 * o->epochs);
   if (o->width < 64)
@@ -323,9 +328,12 @@ static bool enough_memory(const network *n, size_t data_bytes, error *e) {
                        (double)n->max_batch * (double)network_bytes_per_image(n);
   const double fits = (have - fixed) / (double)network_bytes_per_image(n);
   if (fits >= n->max_batch) return true;
+  if (fits < 1)
+    return fail(e, "--width %d does not fit into this machine's %.1f GiB at any --batch", n->width,
+                have / 0x1p30);
   return fail(e, "--batch %d needs %.1f GiB and this machine has %.1f GiB; --batch %.0f would fit",
               n->max_batch, (double)(network_bytes(n) + data_bytes) / 0x1p30, have / 0x1p30,
-              fits < 1 ? 0 : floor(fits));
+              floor(fits));
 }
 
 // The network, the data set in the device's memory, and the arrays of a batch.
@@ -350,6 +358,8 @@ static bool set_up(trainer *t, error *e) {
   t->labels = d->allocate(images);
   d->upload(t->images, t->data.images, images * IMAGE_BYTES);
   d->upload(t->labels, t->data.labels, images);
+  free(t->data.images); // the device has them now
+  t->data.images = NULL;
   t->order = allocate((size_t)t->data.train_count * sizeof *t->order);
   t->host_samples = allocate((size_t)o->batch * sizeof *t->host_samples);
   t->samples = d->allocate((size_t)o->batch * sizeof *t->samples);
@@ -388,16 +398,21 @@ static void print_recipe(const options *o) {
   printf("\n");
 }
 
+// Everything up to the first step: settings, data, network, weights.
+static bool prepare(trainer *t, safetensors *resume, error *e) {
+  options *o = &t->options;
+  if (o->resume) return read_resume(t, resume, e) && set_up(t, e) && resume_run(t, resume, e);
+  if (!take_width_from(o->eval, o, e) || !take_width_from(o->init, o, e) || !set_up(t, e))
+    return false;
+  return !o->init[0] || checkpoint_load(&t->network, o->init, e);
+}
+
 static bool run(trainer *t, error *e) {
   safetensors resume = {0};
-  options *o = &t->options;
-  if (o->resume && !read_resume(t, &resume, e)) return false;
-  if (!take_width_from(o->eval, o, e) || !take_width_from(o->init, o, e)) return false;
-  bool ok = set_up(t, e);
-  if (ok && o->eval[0]) return evaluate(t, e);
-  if (ok && o->resume) ok = resume_run(t, &resume, e);
+  const options *o = &t->options;
+  bool ok = prepare(t, &resume, e);
   safetensors_free(&resume);
-  if (ok && o->init[0]) ok = checkpoint_load(&t->network, o->init, e);
+  if (ok && o->eval[0]) return evaluate(t, e);
   if (!ok || !report_open(&t->report, o, &t->data, t->device->name, &t->at, e)) return false;
   print_recipe(o);
   error closing;
@@ -460,5 +475,5 @@ int main(int argc, char **argv) {
   if (!ok) fprintf(stderr, "train: %s\n", e.text);
   tear_down(&t);
   if (!ok) return 1;
-  return stop_signal ? 128 + stop_signal : 0;
+  return stop_signal && t.at.epoch < o->epochs ? 128 + stop_signal : 0;
 }

@@ -119,17 +119,19 @@ refuse 2 '--milestones 50,' --milestones 50,
 refuse 2 '--seed -1' --seed -1
 refuse 2 '--preset fast' --preset fast
 refuse 2 '--device gpu' --device gpu
-refuse 2 'exclude' --resume --init x
+refuse 2 'exclude' --resume --eval x
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301
 refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
-refuse 1 'would fit' --data data --width 1024 --batch 65536
+refuse 1 'would fit' --data data --width 256 --batch 65536
 refuse 1 'no such|No such' --data data --eval missing.safetensors
 refuse 1 'not a safetensors file' --data data --eval a.csv
 refuse 1 'has no tensor' --data data --eval kept/step-000002.resume.safetensors
 refuse 1 'shape' --data data --width 16 --eval "$(weights a)"
-refuse 1 'not the data' --data data --checkpoint kept --resume --test-images 50
+"$shapes" --seed 8 --train 300 --test 100 other.data >/dev/null
+refuse 1 'not the data' --data other.data --checkpoint kept --resume
+refuse 1 'cannot change in its middle' --data data --checkpoint kept --resume --test-images 50
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
 "$train" --help | grep -q -- '--keep-every N'
