@@ -32,38 +32,96 @@ BUILD := build/$(notdir $(CC))$(VARIANT)
 TRAIN := $(BUILD)/train
 SHAPES := $(BUILD)/shapes
 
-LIBRARY := random.c files.c safetensors.c checkpoint.c cifar.c network.c options.c report.c \
+LIBRARY := device.c random.c files.c safetensors.c checkpoint.c cifar.c network.c options.c report.c \
   $(wildcard reference/*.c) $(wildcard cpu/*.c)
 # The same network and operations in double precision, for finite differences.
 DOUBLE := random.c files.c safetensors.c network.c $(wildcard reference/*.c)
 TESTS := $(filter-out gradients_test,$(basename $(notdir $(wildcard tests/*_test.c))))
 DOUBLE_TESTS := gradients_test golden_test
 
-OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
+# -- GPU: the .cu files, compiled by g++ on the simulator, and by nvcc where there is one ------------
+
+KERNELS := gpu.cu mixup.cu conv.cu resnet18.cu smoothing.cu sgd.cu
+CXX_OF_CC := $(if $(findstring clang,$(notdir $(CC))),$(subst clang,clang++,$(CC)),g++)
+OUR_CXXFLAGS := -std=c++17 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \
+  -fno-exceptions -fno-rtti -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas -Werror
+SIMT_FLAGS ?= -O2 -g
+
+# nvcc: NVCC=, or on the PATH, or where the toolkit puts it. NVCC= with nothing behind it: without CUDA.
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+# ARCH=sm_90 builds for one GPU; by default for the one that nvidia-smi names, else for all from
+# sm_80 on: machine code for two, and PTX that the driver compiles for those that came later.
+DETECTED := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
+  2>/dev/null | head -1 | sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/sm_\1\2/p'))
+ARCH ?= $(DETECTED)
+CODE := $(if $(ARCH),-arch=$(ARCH),-gencode arch=compute_80,code=sm_80 \
+  -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CODE) -I. -MMD -MP -Werror all-warnings \
+  -Xcompiler -Wall,-Wextra,-Werror
+GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o $(BUILD)/simt/watch.o
+ifneq ($(NVCC),)
+CUDA_OBJECTS := $(KERNELS:%.cu=$(BUILD)/cuda/%.o)
+CUDA_LIBRARIES := -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -ldl -lrt -lpthread -lstdc++
+$(BUILD)/device.o: OUR_CFLAGS += -DHAVE_CUDA
+endif
+
+OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
+
+# The same kernels once more, each access to memory a call to the hooks of simt/watch.cpp: that is what
+# -fsanitize=thread does without its library. Always g++ at -O1, which leaves a 16-byte load one load.
+# Address sanitizer cannot be had at the same time, so SAN=1 does without them.
+WATCH_FLAGS := -O1 -g -fno-tree-vectorize -fno-tree-sra -fno-optimize-sibling-calls -fsanitize=thread
+SIMULATOR := $(BUILD)/simt/simt.o $(BUILD)/simt/watch.o
+WATCHED := $(KERNELS:%.cu=$(BUILD)/watched/%.o) $(SIMULATOR)
+ifndef SAN
+WATCHED_PROGRAMS := $(BUILD)/watched/simt_test $(BUILD)/watched/kernels_test
+WATCHED_CHECKS := $(BUILD)/watched/simt_test '$(BUILD)/watched/kernels_test quick unguarded'
+endif
 DOUBLE_OBJECTS := $(DOUBLE:%.c=$(BUILD)/double/%.o)
 TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build train data check fuzz format clean FORCE
+.PHONY: help build found ptx-report sanitize simt-report mutants train data check fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
 	@echo '                  DATA=DIR: files that are there already; ARGS="--epochs 9 ..": options'
 	@echo 'make check        run all checks: no network, no PyTorch, no GPU needed'
 	@echo '                  V=1: a line for each check; SAN=1: under address and undefined sanitizers'
-	@echo 'make build        build all that this machine can'
+	@echo 'make build        build all that this machine can, and say what that is'
+	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
+	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
+	@echo 'make mutants      break the kernels on purpose; the checks must notice each time'
+	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
 	@echo 'make fuzz         a minute of libFuzzer on the readers of data and checkpoints (clang)'
 	@echo 'make format       clang-format on all sources'
 	@echo 'make clean        remove what was built; data and checkpoints stay'
 
-build: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
+build: found $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	@cp -f $(TRAIN) $(SHAPES) .
-	@echo "built ./train with $(CC) $(NATIVE): devices cpu, reference"
+	@echo "built ./train: devices cpu, reference, simt$(if $(NVCC),$(comma) cuda)"
 
-LINK = @$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+# What was found on this machine, and what that means.
+found:
+	@echo "  ✓ $(CC) $(NATIVE): $(shell $(CC) --version | head -1)"
+ifneq ($(NVCC),)
+	@echo "  ✓ $(NVCC): $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release/CUDA/p')"
+ifneq ($(DETECTED),)
+	@echo "  ✓ GPU: $(DETECTED); building for $(ARCH)"
+else
+	@echo "  ✗ no GPU answers nvidia-smi: building for $(if $(ARCH),$(ARCH),sm_80 and sm_90; ARCH=sm_NN for another)"
+endif
+else
+	@echo "  ✗ no nvcc on the PATH or in /usr/local/cuda (NVCC=FILE names one): no cuda device"
+endif
+
+comma := ,
+ALL_FLAGS = $(CC) $(CFLAGS) $(OUR_CFLAGS) $(CXX_OF_CC) $(SIMT_FLAGS) $(OUR_CXXFLAGS) $(NVCC) $(NVCC_FLAGS)
+
+LINK = @$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(CUDA_LIBRARIES) $(LIBRARIES)
 
 $(TRAIN): $(BUILD)/train.o $(OBJECTS)
 	$(LINK)
@@ -81,6 +139,38 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	@echo '$(CC) $<'
 	@$(CC) $(CFLAGS) $(OUR_CFLAGS) -c $< -o $@
 
+$(BUILD)/simt/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo '$(CXX_OF_CC) (simulated GPU) $<'
+	@$(CXX_OF_CC) $(SIMT_FLAGS) $(OUR_CXXFLAGS) -x c++ -c $< -o $@
+
+$(BUILD)/simt/%.o: simt/%.cpp $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo '$(CXX_OF_CC) $<'
+	@$(CXX_OF_CC) $(SIMT_FLAGS) $(OUR_CXXFLAGS) -c $< -o $@
+
+$(BUILD)/watched/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo 'g++ (simulated GPU, watched) $<'
+	@g++ $(WATCH_FLAGS) $(OUR_CXXFLAGS) -x c++ -c $< -o $@
+
+$(BUILD)/watched/%.o: tests/%.cpp $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo 'g++ (simulated GPU, watched) $<'
+	@g++ $(WATCH_FLAGS) $(OUR_CXXFLAGS) -c $< -o $@
+
+$(BUILD)/watched/simt_test: $(BUILD)/watched/simt_test.o $(SIMULATOR)
+	$(LINK)
+
+$(BUILD)/watched/kernels_test: $(BUILD)/tests/kernels_test.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) \
+  $(CUDA_OBJECTS)
+	$(LINK)
+
+$(BUILD)/cuda/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo 'nvcc $(if $(ARCH),$(ARCH),sm_80 sm_90) $<'
+	@$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+
 $(DOUBLE_TESTS:%=$(BUILD)/double/%): $(BUILD)/double/%: $(BUILD)/double/tests/%.o $(DOUBLE_OBJECTS)
 	$(LINK)
 
@@ -90,7 +180,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
 # Objects are built again when the compiler's flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CC) $(CFLAGS) $(OUR_CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(OUR_CFLAGS)' >$@
+	@echo '$(ALL_FLAGS)' | cmp -s - $@ || echo '$(ALL_FLAGS)' >$@
 
 # -- Data and training ------------------------------------------------------------------------------
 
@@ -112,8 +202,27 @@ train: $(TRAIN) $(SHAPES)
 
 # For have_threads_sleep's reason, in train.c.
 check: export OMP_WAIT_POLICY := passive
-check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS)
-	@tests/run.sh $(TEST_PROGRAMS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
+check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
+	@tests/run.sh $(TEST_PROGRAMS) $(WATCHED_CHECKS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
+
+# Registers, shared memory and spills of each kernel, from nvcc's assembler.
+ptx-report:
+	@tests/ptx_report.sh "$(NVCC)" $(filter-out gpu.cu,$(KERNELS))
+
+# Bank conflicts and memory traffic of each kernel, counted by the simulator.
+simt-report: $(BUILD)/watched/kernels_test
+	@SIMT_REPORT=1 $< simt quick unguarded
+
+# NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU.
+SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))compute-sanitizer)
+sanitize: $(BUILD)/tests/kernels_test
+	@[ -n "$(DETECTED)" ] || { echo "sanitize needs an NVIDIA GPU, and none answers nvidia-smi" >&2; exit 1; }
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  $(SANITIZER) --tool $$tool --error-exitcode 1 $(BUILD)/tests/kernels_test cuda || exit 1; done
+
+# Each deliberately broken kernel of tests/mutants.txt has to fail the checks.
+mutants:
+	@tests/mutants.sh $(MUTANTS)
 
 # -- Fuzzing ----------------------------------------------------------------------------------------------
 

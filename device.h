@@ -5,11 +5,13 @@
 //
 //     reference   reference/*.c    plain loops that read like the formulas, sums in double
 //     cpu         the same, with the convolutions of cpu/ in place of the plain ones
+//     cuda        *.cu, compiled by nvcc: activations in bf16, sums in float, weights in float
+//     simt        the same *.cu, compiled by g++ on a simulated GPU (simt/)
 //
-// It is made so that a GPU can fill it too: activations are opaque (`void *`, a GPU will keep them
-// in 16 bits), the sums that batch normalisation needs can come out of the convolution before it,
-// what changes from step to step lies in the device's memory (`step_values`), and no operation
-// returns anything to the host, so none has to wait for it.
+// So that a GPU can fill it: activations are opaque (`void *`, a GPU keeps them in 16 bits), the
+// sums that batch normalisation needs come out of the convolution before it, what changes from step
+// to step lies in the device's memory (`step_values`), and no operation returns anything to the
+// host, so none has to wait for it.
 //
 // Layouts. B images, H x W pixels, C channels.
 //     activations   [B][H][W][C], channel last ("NHWC"): a pixel's channels are neighbours
@@ -23,6 +25,7 @@
 #ifndef DEVICE_H
 #define DEVICE_H
 
+#include "error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -106,12 +109,14 @@ typedef struct device {
   const char *description; // for the first lines of a run: "fp32, 8 floats a vector"
   size_t activation_bytes; // bytes of one activation
   size_t compute_bytes;    // see parameters.compute
+  bool asynchronous;       // operations return before they are done; a download waits for them
 
   // -- memory ------------------------------------------------------------------------------------
 
   // `bytes` of device memory, its contents undefined, aligned to 64 bytes at least. Ends the process
   // with one line when there is not enough.
   void *(*allocate)(size_t bytes);
+  size_t (*free_bytes)(void); // how much there is left to allocate; NULL: nobody knows
   void (*release)(void *memory); // NULL is allowed
   // Copies between host and device. Work already queued sees the old contents, later work the new.
   void (*upload)(void *device_memory, const void *host, size_t bytes);
@@ -203,7 +208,9 @@ typedef struct device {
 extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c
 
-// "reference", "cpu", or "auto", which takes the fastest that this machine has. NULL: no such device.
-const device *device_by_name(const char *name); // cpu/device.c
+// "reference", "cpu", "simt", "cuda", with "-plain" behind the last two for the plain kernels, or
+// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had. device.c
+const device *device_by_name(const char *name, error *e);
+bool device_name_is_known(const char *name);
 
 #endif

@@ -27,7 +27,16 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TEST_BATCH = 100 };
+enum { TEST_BATCH = 100, MOST_QUEUED = 50 };
+
+// A step that the device has been told to do. What it gave is read later, many steps at once: a GPU
+// works through its queue while the CPU prepares the next steps, and every question would empty it.
+typedef struct {
+  int count; // images
+  float lambda;
+  double learning_rate;
+  sample *samples; // [count]
+} queued_step;
 
 typedef struct {
   options options;
@@ -41,12 +50,16 @@ typedef struct {
 
   int32_t *order;       // [train_count]: the images in the order of this epoch
   sample *host_samples; // [batch]
+  queued_step queue[MOST_QUEUED];
+  int queued;        // steps whose results are still with the device
+  int queue_length;  // how many there may be
+  double read_until; // when the last results were read
 
   // Device memory.
   uint8_t *images, *labels; // the whole data set
   sample *samples;          // [batch]
   step_values *step;
-  step_result *result;
+  step_result *results; // [queue_length]
 } trainer;
 
 // -- Signals -------------------------------------------------------------------------------------
@@ -67,24 +80,23 @@ static void catch_signals(void) {
 
 // -- One batch ------------------------------------------------------------------------------------
 
-// The batch in host_samples becomes the network's input.
-static void load_batch(trainer *t, int count, float lambda, double learning_rate) {
+// The samples become the network's input; their loss will go to results[slot].
+static void load_batch(trainer *t, const sample *samples, int count, float lambda,
+                       double learning_rate, int slot) {
   const device *d = t->device;
-  const step_values values = {.lambda = lambda, .learning_rate = (float)learning_rate, .slot = 0};
-  d->upload(t->samples, t->host_samples, (size_t)count * sizeof(sample));
+  const step_values values = {
+      .lambda = lambda, .learning_rate = (float)learning_rate, .slot = slot};
+  d->upload(t->samples, samples, (size_t)count * sizeof(sample));
   d->upload(t->step, &values, sizeof values);
   d->mix_images(count, t->network.input, t->images, t->samples, t->step);
 }
 
-// The loss and the number of right answers of the last forward pass.
-static step_result measure(trainer *t, bool with_gradient) {
-  const device *d = t->device;
+// Begins to compute the loss and the number of right answers of the last forward pass.
+static void measure(trainer *t, bool with_gradient) {
   network *n = &t->network;
-  step_result result;
-  d->cross_entropy(n->batch, (float)t->options.smoothing, with_gradient ? n->dlogits : NULL,
-                   t->result, n->logits, t->labels, t->samples, t->step);
-  d->download(&result, t->result, sizeof result);
-  return result;
+  t->device->cross_entropy(n->batch, (float)t->options.smoothing,
+                           with_gradient ? n->dlogits : NULL, t->results, n->logits, t->labels,
+                           t->samples, t->step);
 }
 
 static bool report_bad_loss(const trainer *t, double loss, error *e) {
@@ -99,32 +111,49 @@ static bool report_bad_loss(const trainer *t, double loss, error *e) {
       options_learning_rate(&t->options, t->at.epoch));
 }
 
-// One step of training: the position moves on by one.
-static bool train_step(trainer *t, error *e) {
+// Reads the results of all queued steps; the position moves on by as many.
+static bool read_results(trainer *t, error *e) {
   const options *o = &t->options;
   position *at = &t->at;
-  const double rate = options_learning_rate(o, at->epoch);
-  const int number = at->step_in_epoch + 1;
-  const double begun = report_now();
-  const int count = cifar_training_batch(t->host_samples, t->order, t->data.train_count, o->batch,
-                                         o->seed, at->epoch, number);
-  const float lambda =
-      mixup_draw(count, t->host_samples, o->mixup_alpha, o->seed, at->epoch, number);
-  load_batch(t, count, lambda, rate);
-  network_forward(&t->network, count, true);
-  const step_result result = measure(t, true);
-  if (!isfinite(result.loss)) return report_bad_loss(t, result.loss, e);
+  step_result results[MOST_QUEUED];
+  const int steps = t->queued;
+  if (!steps) return true;
+  t->queued = 0;
+  t->device->download(results, t->results, (size_t)steps * sizeof *results);
+  at->seconds += report_now() - t->read_until;
+  t->read_until = report_now();
+  for (int i = 0; i < steps; i++) {
+    const queued_step *q = &t->queue[i];
+    if (!isfinite(results[i].loss)) return report_bad_loss(t, results[i].loss, e);
+    at->step_in_epoch++;
+    at->step++;
+    at->images += q->count;
+    at->loss += results[i].loss;
+    at->correct += results[i].correct;
+    report_step(&t->report, o, &t->data, at, q->samples, q->count, q->lambda, q->learning_rate,
+                results[i].loss, results[i].correct);
+  }
+  return true;
+}
+
+// One step of training. Where results are read after each step, that is before the weights change:
+// after a bad loss everything is still there to see where it comes from.
+static bool train_step(trainer *t, error *e) {
+  const options *o = &t->options;
+  const position *at = &t->at;
+  const int number = at->step_in_epoch + t->queued + 1;
+  queued_step *q = &t->queue[t->queued];
+  q->learning_rate = options_learning_rate(o, at->epoch);
+  q->count = cifar_training_batch(q->samples, t->order, t->data.train_count, o->batch, o->seed,
+                                  at->epoch, number);
+  q->lambda = mixup_draw(q->count, q->samples, o->mixup_alpha, o->seed, at->epoch, number);
+  load_batch(t, q->samples, q->count, q->lambda, q->learning_rate, t->queued++);
+  network_forward(&t->network, q->count, true);
+  measure(t, true);
+  if (t->queued == t->queue_length && !read_results(t, e)) return false;
   network_backward(&t->network);
   t->device->sgd_update(&t->network.parameters, t->step, (float)o->momentum,
                         (float)o->weight_decay);
-  at->step_in_epoch = number;
-  at->step++;
-  at->images += count;
-  at->loss += result.loss;
-  at->correct += result.correct;
-  at->seconds += report_now() - begun;
-  report_step(&t->report, o, &t->data, at, t->host_samples, count, lambda, rate, result.loss,
-              result.correct);
   return true;
 }
 
@@ -149,16 +178,22 @@ static void count_classes(const trainer *t, int count, int right[CLASSES], int a
 // that training uses, smoothing included. right, all: a count for each class, or NULL.
 static score test(trainer *t, int *right, int *all) {
   const int batch = t->options.batch < TEST_BATCH ? t->options.batch : TEST_BATCH;
-  step_result sum = {0, 0};
+  step_result sum = {0, 0}, results[MOST_QUEUED];
+  int queued = 0;
   for (int first = 0; first < t->data.test_count; first += batch) {
     const int left = t->data.test_count - first, count = left < batch ? left : batch;
     cifar_test_batch(t->host_samples, &t->data, first, count);
-    load_batch(t, count, 1, 0);
+    load_batch(t, t->host_samples, count, 1, 0, queued++);
     network_forward(&t->network, count, false);
-    const step_result result = measure(t, false);
-    sum.loss += result.loss;
-    sum.correct += result.correct;
+    measure(t, false);
     if (all) count_classes(t, count, right, all);
+    if (queued < t->queue_length && left > count) continue;
+    t->device->download(results, t->results, (size_t)queued * sizeof *results);
+    for (int i = 0; i < queued; i++) {
+      sum.loss += results[i].loss;
+      sum.correct += results[i].correct;
+    }
+    queued = 0;
   }
   return (score){.loss = sum.loss / t->data.test_count,
                  .accuracy = sum.correct / t->data.test_count,
@@ -249,7 +284,9 @@ static bool save_run(trainer *t, error *e) {
 
 static bool keep_step(trainer *t, error *e) {
   char name[40];
-  if (!t->options.keep_every || t->at.step % t->options.keep_every) return true;
+  const int every = t->options.keep_every;
+  if (!every || (t->at.step + t->queued) % every) return true;
+  if (!read_results(t, e)) return false;
   snprintf(name, sizeof name, "step-%06lld", (long long)t->at.step);
   return save(t, name, e);
 }
@@ -259,8 +296,10 @@ static bool keep_step(trainer *t, error *e) {
 static bool train_epoch(trainer *t, error *e) {
   const int batch = t->options.batch, steps = (t->data.train_count + batch - 1) / batch;
   cifar_shuffle(t->order, t->data.train_count, t->options.seed, t->at.epoch);
-  while (t->at.step_in_epoch < steps && !stop_signal)
+  t->read_until = report_now();
+  while (t->at.step_in_epoch + t->queued < steps && !stop_signal)
     if (!train_step(t, e) || !keep_step(t, e)) return false;
+  if (!read_results(t, e)) return false;
   if (t->at.step_in_epoch < steps) return true; // stopped
   t->last_score = test(t, NULL, NULL);
   report_epoch(&t->report, &t->options, &t->data, &t->at, &t->last_score);
@@ -322,18 +361,22 @@ static bool take_width_from(const char *path, options *o, error *e) {
   return true;
 }
 
+// Before anything is allocated, so that the answer can be a batch that fits.
 static bool enough_memory(const network *n, size_t data_bytes, error *e) {
-  const double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+  const device *d = n->device;
+  const double have = d->free_bytes
+                          ? (double)d->free_bytes()
+                          : (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+  const char *where = d->free_bytes ? "the GPU has free" : "this machine has";
   const double fixed = (double)(network_bytes(n) + data_bytes) -
                        (double)n->max_batch * (double)network_bytes_per_image(n);
   const double fits = (have - fixed) / (double)network_bytes_per_image(n);
   if (fits >= n->max_batch) return true;
   if (fits < 1)
-    return fail(e, "--width %d does not fit into this machine's %.1f GiB at any --batch", n->width,
-                have / 0x1p30);
-  return fail(e, "--batch %d needs %.1f GiB and this machine has %.1f GiB; --batch %.0f would fit",
-              n->max_batch, (double)(network_bytes(n) + data_bytes) / 0x1p30, have / 0x1p30,
-              floor(fits));
+    return fail(e, "--width %d does not fit, at any --batch, into the %.1f GiB that %s", n->width,
+                have / 0x1p30, where);
+  return fail(e, "--batch %d needs %.1f GiB and %s %.1f GiB; --batch %.0f would fit", n->max_batch,
+              (double)(network_bytes(n) + data_bytes) / 0x1p30, where, have / 0x1p30, floor(fits));
 }
 
 // The network, the data set in the device's memory, and the arrays of a batch.
@@ -364,7 +407,10 @@ static bool set_up(trainer *t, error *e) {
   t->host_samples = allocate((size_t)o->batch * sizeof *t->host_samples);
   t->samples = d->allocate((size_t)o->batch * sizeof *t->samples);
   t->step = d->allocate(sizeof *t->step);
-  t->result = d->allocate(sizeof *t->result);
+  t->queue_length = d->asynchronous ? MOST_QUEUED : 1;
+  t->results = d->allocate((size_t)t->queue_length * sizeof *t->results);
+  for (int i = 0; i < t->queue_length; i++)
+    t->queue[i].samples = allocate((size_t)o->batch * sizeof(sample));
   return true;
 }
 
@@ -435,7 +481,8 @@ static void tear_down(trainer *t) {
   d->release(t->labels);
   d->release(t->samples);
   d->release(t->step);
-  d->release(t->result);
+  d->release(t->results);
+  for (int i = 0; i < t->queue_length; i++) free(t->queue[i].samples);
   free(t->order);
   free(t->host_samples);
   cifar_free(&t->data);
@@ -463,12 +510,10 @@ int main(int argc, char **argv) {
     options_print_help(stdout);
     return 0;
   }
-  t.device = device_by_name(o->device);
+  t.device = device_by_name(o->device, &e);
   if (!t.device) {
-    fprintf(stderr,
-            "train: --device %s: there is no such device here; auto, cpu and reference are\n",
-            o->device);
-    return 2;
+    fprintf(stderr, "train: --device %s: %s\n", o->device, e.text);
+    return 1;
   }
   if (o->threads) omp_set_num_threads(o->threads);
   const bool ok = o->plan ? print_plan(&t, &e) : run(&t, &e);

@@ -1,10 +1,8 @@
-// cpu/device.c - the `cpu` device, and the choice of a device by its name.
+// cpu/device.c - the `cpu` device.
 //
 // Nine tenths of a training step are convolutions. So the fast device is the plain one with three
 // entries of its table exchanged, which also says exactly what a test of it has to compare.
 #include "conv.h"
-
-#include <string.h>
 
 const device *cpu_device(void) {
   static device d;
@@ -15,10 +13,4 @@ const device *cpu_device(void) {
   d.conv_backward_input = cpu_conv_backward_input;
   d.conv_backward_weight = cpu_conv_backward_weight;
   return &d;
-}
-
-const device *device_by_name(const char *name) {
-  if (!strcmp(name, "reference")) return &reference_device;
-  if (!strcmp(name, "cpu") || !strcmp(name, "auto")) return cpu_device();
-  return NULL;
 }

@@ -10,7 +10,7 @@
 
 static random_stream stream; // of all random inputs; main() opens it with check_seed()
 
-static void *taken[100];
+static void *taken[400];
 static int taken_count;
 
 // Zeroed memory, aligned as a device's own, that lasts until the next release(): a test calls that
@@ -45,6 +45,15 @@ static inline real *absolute(const real *values, size_t count) {
   real *result = take(count * sizeof *result);
   for (size_t i = 0; i < count; i++) result[i] = (real)fabs(values[i]);
   return result;
+}
+
+// bf16 is the upper half of a float; ties to even. For finite values.
+static inline float to_nearest_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  memcpy(&value, &bits, sizeof bits);
+  return value;
 }
 
 static inline double larger(double a, double b) {

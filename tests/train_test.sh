@@ -92,6 +92,24 @@ check "a new run in the same place moves the earlier checkpoint aside and says s
 "$train" --plan | grep -q '11173962 parameters'
 check "--plan: the published 11,173,962 parameters" $?
 
+# -- The simulated GPU --------------------------------------------------------------------------------
+# Its checkpoints are everyone's: one epoch there, one on the CPU, one there again.
+tiny="--data data --width 8 --batch 4 --train-images 8 --test-images 4 --checkpoint simulated"
+"$train" $tiny --device simt --epochs 1 --trace simulated.jsonl >simulated.out &&
+  cp "$(weights simulated)" first.safetensors &&
+  "$train" $tiny --device cpu --epochs 2 --resume >>simulated.out &&
+  "$train" $tiny --device simt --epochs 3 --resume >>simulated.out
+[ $? -eq 0 ] && [ "$(grep -c 'resumed' simulated.out)" -eq 2 ] && grep -q 'after 3 epochs' simulated.out
+check "--device simt trains, and a run goes from it to the CPU and back" $?
+"$train" $tiny --device simt --epochs 1 --checkpoint simulated_again >/dev/null
+cmp -s first.safetensors "$(weights simulated_again)"
+check "--device simt: the same seed, the same bits" $?
+"$train" $tiny --device reference --epochs 1 --checkpoint plain --trace plain.jsonl >/dev/null
+losses() { grep '"step":1,' "$1" | grep -o '"loss":[0-9.]*' | cut -d: -f2; }
+awk -v a="$(losses simulated.jsonl)" -v b="$(losses plain.jsonl)" \
+  'BEGIN { exit !(a > 0 && b > 0 && (a - b) ^ 2 <= (0.02 * b) ^ 2) }' # bf16; step_test.c derives what it may do
+check "its first loss is the reference's, but for bf16" $?
+
 # -- Mistakes -----------------------------------------------------------------------------------------
 # refuse STATUS PATTERN ARGUMENTS: exactly one line on stderr, which matches, and that exit status.
 refuse() {
@@ -119,6 +137,11 @@ refuse 2 '--milestones 50,' --milestones 50,
 refuse 2 '--seed -1' --seed -1
 refuse 2 '--preset fast' --preset fast
 refuse 2 '--device gpu' --device gpu
+if ! nvidia-smi >/dev/null 2>&1; then
+  refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
+  "$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
+  check "--device auto without a GPU: says so, and takes the CPU" $?
+fi
 refuse 2 'exclude' --resume --eval x
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301

@@ -1,0 +1,37 @@
+// device.c - the choice of a device by its name.
+#include "device.h"
+
+#include "error.h"
+#include <string.h>
+
+// gpu.cu, compiled by nvcc where there is one (-DHAVE_CUDA), and by g++ on the simulator.
+const device *cuda_device(bool plain, error *e);
+const device *simt_device(bool plain);
+
+bool device_name_is_known(const char *name) {
+  static const char *const known[] = {"auto", "cpu",        "reference", "simt", "simt-plain",
+                                      "cuda", "cuda-plain", NULL};
+  for (int i = 0; known[i]; i++)
+    if (!strcmp(name, known[i])) return true;
+  return false;
+}
+
+#ifndef HAVE_CUDA
+static const device *no_cuda(error *e) {
+  fail(e, "this program was built without CUDA: install the CUDA Toolkit, or say where its nvcc is "
+          "(make NVCC=..), and build again");
+  return NULL;
+}
+#define cuda_device(plain, e) no_cuda(e)
+#endif
+
+const device *device_by_name(const char *name, error *e) {
+  if (!strcmp(name, "reference")) return &reference_device;
+  if (!strcmp(name, "cpu")) return cpu_device();
+  if (!strcmp(name, "simt")) return simt_device(false);
+  if (!strcmp(name, "simt-plain")) return simt_device(true);
+  if (!strcmp(name, "cuda") || !strcmp(name, "cuda-plain")) return cuda_device(name[4], e);
+  const device *gpu = cuda_device(false, e); // auto
+  if (!gpu) printf("no GPU     %s\n", e->text);
+  return gpu ? gpu : cpu_device();
+}

@@ -1,0 +1,183 @@
+// gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of operations
+// that the other .cu files fill.
+//
+// Each of them comes a second time as `cuda-plain` and `simt-plain`, with the plain kernel of each
+// file instead of the fast one. They exist to be read and to be checked, but they train as well.
+#include "gpu.h"
+
+#include "error.h"
+#include <string.h>
+
+extern "C" {
+const device *cuda_device(bool plain, error *e); // see device.c
+const device *simt_device(bool plain);
+}
+
+namespace GPU {
+
+#ifdef __CUDACC__
+
+// -- Errors, with what to do about them ---------------------------------------------------------------
+
+static const char *remedy(cudaError_t e) {
+  switch (e) {
+  case cudaErrorNoDevice:
+    return "no NVIDIA GPU is visible; --device cpu runs without one";
+  case cudaErrorInsufficientDriver:
+    return "the NVIDIA driver is missing, or older than this program's CUDA: install or update it, "
+           "build with an older toolkit (NVCC=), or use --device cpu";
+  case cudaErrorNoKernelImageForDevice:
+  case cudaErrorUnsupportedPtxVersion:
+    return "this program holds no code for this GPU: make clean, then make ARCH=sm_NN with the "
+           "number that nvidia-smi --query-gpu=compute_cap prints";
+  case cudaErrorMemoryAllocation:
+    return "the GPU's memory is full: try a smaller --batch or --width";
+  case cudaErrorDevicesUnavailable:
+    return "another program holds the GPU for itself alone";
+  default:
+    return "a bug: make sanitize finds where";
+  }
+}
+
+void check_cuda(cudaError_t e, const char *what) {
+  if (e == cudaSuccess) return;
+  fprintf(stderr, "cuda: %s: %s (%s)\n", what, cudaGetErrorString(e), remedy(e));
+  exit(1);
+}
+
+// -- Memory -------------------------------------------------------------------------------------------
+
+static void *allocate_device(size_t bytes) {
+  void *memory;
+  check_cuda(cudaMalloc(&memory, bytes ? bytes : 1), "cudaMalloc");
+  return memory;
+}
+
+static void release_device(void *memory) {
+  check_cuda(cudaFree(memory), "cudaFree");
+}
+
+// Queued behind what has been launched. The host's bytes have been taken when it returns, because they
+// are pageable memory: CUDA Runtime API, "API synchronization behavior". cudaMemcpy would wait until
+// the queue is empty.
+static void upload(void *device_memory, const void *host, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(device_memory, host, bytes, cudaMemcpyHostToDevice),
+             "copy to the GPU");
+}
+
+static void download(void *host, const void *device_memory, size_t bytes) {
+  check_cuda(cudaMemcpy(host, device_memory, bytes, cudaMemcpyDeviceToHost), "copy from the GPU");
+}
+
+static size_t free_bytes() {
+  size_t available, total;
+  check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  return available;
+}
+
+#else
+
+static void *allocate_device(size_t bytes) {
+  void *memory = simt_allocate(bytes);
+  if (!memory) out_of_memory(bytes);
+  return memory;
+}
+
+static void release_device(void *memory) {
+  simt_release(memory);
+}
+
+static void upload(void *device_memory, const void *host, size_t bytes) {
+  memcpy(device_memory, host, bytes);
+}
+
+static void download(void *host, const void *device_memory, size_t bytes) {
+  memcpy(host, device_memory, bytes);
+}
+
+#endif
+
+void *workspace(size_t bytes) {
+  static void *memory;
+  static size_t size;
+  if (bytes > size) {
+    release_device(memory); // waits for the kernels that use it
+    memory = allocate_device(bytes);
+    size = bytes;
+  }
+  return memory;
+}
+
+static void upload_activations(void *activations, const real *host, size_t count) {
+  bf16 *rounded = (bf16 *)allocate(count * sizeof *rounded);
+  for (size_t i = 0; i < count; i++) rounded[i] = to_bf16(host[i]);
+  upload(activations, rounded, count * sizeof *rounded);
+  free(rounded);
+}
+
+static void download_activations(real *host, const void *activations, size_t count) {
+  bf16 *rounded = (bf16 *)allocate(count * sizeof *rounded);
+  download(rounded, activations, count * sizeof *rounded);
+  for (size_t i = 0; i < count; i++) host[i] = to_float(rounded[i]);
+  free(rounded);
+}
+
+// -- The table ----------------------------------------------------------------------------------------
+
+static void fill(device *d, const char *name, bool plain) {
+  d->name = name;
+  d->activation_bytes = d->compute_bytes = sizeof(bf16);
+  d->asynchronous = true; // or as good as: so that the simulator runs what a GPU would
+  d->allocate = allocate_device;
+  d->release = release_device;
+  d->upload = upload;
+  d->download = download;
+  d->upload_activations = upload_activations;
+  d->download_activations = download_activations;
+  fill_mixup(d, plain);
+  fill_conv(d, plain);
+  fill_resnet18(d, plain);
+  fill_smoothing(d, plain);
+  fill_sgd(d, plain);
+}
+
+} // namespace GPU
+
+#ifdef __CUDACC__
+
+const device *cuda_device(bool plain, error *e) {
+  static device d;
+  static char description[400];
+  cudaDeviceProp gpu;
+  int count;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess) {
+    fail(e, "%s (%s)", cudaGetErrorString(found), cuda::remedy(found));
+    return NULL;
+  }
+  cuda::check_cuda(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
+  const bool tensor_cores = gpu.major >= 8; // that know bf16
+  cuda::fill(&d, plain ? "cuda-plain" : "cuda", plain);
+  if (!tensor_cores) cuda::fill_conv(&d, true);
+  d.free_bytes = cuda::free_bytes;
+  snprintf(description, sizeof description, "%s, compute capability %d.%d, %s kernels", gpu.name,
+           gpu.major, gpu.minor,
+           plain          ? "plain"
+           : tensor_cores ? "tensor-core"
+                          : "plain convolution");
+  d.description = description;
+  return &d;
+}
+
+#else
+
+const device *simt_device(bool plain) {
+  static device table[2];
+  device *d = &table[plain];
+  simt::fill(d, plain ? "simt-plain" : "simt", plain);
+  d->description =
+      plain ? "the plain CUDA kernels, simulated: slow" : "the CUDA kernels, simulated: slow";
+  return d;
+}
+
+#endif

@@ -1,0 +1,125 @@
+// sgd.cu - stochastic gradient descent with momentum and weight decay, for all parameters at once.
+//
+//     v = momentum v + (g + weight_decay w)
+//     w = w - learning_rate v                      (reference/sgd.c says which textbook's this is)
+//
+// Weights exist twice. A bf16 has 8 bits of precision: a step of less than 1/512 of a weight would
+// round to no step at all, and late in training most steps are that small. So w, g and v are floats,
+// the *master weights* that only this file reads, and each update also writes w rounded to bf16, the
+// `compute` copy that the tensor cores multiply with.
+//
+//     w, g, v   float [count]       compute   bf16 [count]       count: 11,173,962 for the full network
+//
+// The arithmetic is nothing, four operations for 22 bytes that have to move (three floats in, two
+// floats and a bf16 out): 246 MB a step, 80 microseconds at an H100's 3 TB/s. A kernel like that is
+// *memory-bound*. What counts is that memory stays busy: enough loads under way at any time, each as
+// wide as it can be. All parameters lie one after another, so one launch updates them all.
+//
+// Checked by `make check`, against reference/sgd.c.
+#include "gpu.h"
+
+namespace GPU {
+
+enum { THREADS = 256 };
+
+// Blocks of THREADS threads for `count` pieces of work.
+static unsigned blocks_for(size_t count) {
+  return (unsigned)((count + THREADS - 1) / THREADS);
+}
+
+static __device__ size_t thread_number() {
+  return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+typedef struct {
+  float learning_rate, momentum, weight_decay;
+} rates;
+
+static __device__ void step_one(const rates &r, float *w, float *v, float g) {
+  *v = r.momentum * *v + (g + r.weight_decay * *w);
+  *w -= r.learning_rate * *v;
+}
+
+// -- Plain: a thread a parameter ----------------------------------------------------------------------
+
+static __global__ void update_one(size_t count, float *w, float *v, const float *g, bf16 *compute,
+                                  const step_values *step, float momentum, float weight_decay) {
+  const size_t i = thread_number();
+  if (i >= count) return;
+  step_one({step->learning_rate, momentum, weight_decay}, &w[i], &v[i], g[i]);
+  compute[i] = to_bf16(w[i]);
+}
+
+static void sgd_update_plain(const parameters *p, const step_values *step, float momentum,
+                             float weight_decay) {
+  launch("update_one", update_one, {blocks_for(p->count), THREADS, 0}, p->count, p->weight,
+         p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
+}
+
+// -- Fast: a thread four parameters ---------------------------------------------------------------------
+//
+// The plain kernel is nearly right: threads of a warp touch neighbouring addresses, so their requests
+// leave as one ("coalesced"). But each moves 4 bytes a thread, 128 a warp, and the processors have to
+// issue four times the instructions, and keep four times the requests in flight, for the same bytes.
+// A float4 is four floats that a thread loads or stores with one instruction: 16 bytes, the most
+// there is, at an address that must be a multiple of 16. Four and not eight parameters a thread,
+// although eight would make the bf16 store 16 bytes as well: with four, each request of a warp
+// covers one unbroken stretch of memory (512 bytes of floats, 256 of bf16).
+//
+//     w    | 0  1  2  3 | 4  5  6  7 | ... | 124 .. 127 |      one warp, one request
+//            thread 0     thread 1           thread 31
+//
+// Where count is no multiple of four, the last thread walks through the rest one by one.
+
+enum { FOUR = 4 };
+
+struct alignas(8) four_bf16 {
+  uint32_t first_pair, second_pair;
+};
+
+static __global__ void update_four(size_t count, float *w, float *v, const float *g, bf16 *compute,
+                                   const step_values *step, float momentum, float weight_decay) {
+  const rates r = {step->learning_rate, momentum, weight_decay};
+  const size_t first = FOUR * thread_number();
+  if (first + FOUR > count) {
+    for (size_t i = first; i < count; i++) {
+      step_one(r, &w[i], &v[i], g[i]);
+      compute[i] = to_bf16(w[i]);
+    }
+    return;
+  }
+  float4 weights = *(float4 *)(w + first), velocities = *(float4 *)(v + first);
+  const float4 gradients = *(const float4 *)(g + first);
+  step_one(r, &weights.x, &velocities.x, gradients.x);
+  step_one(r, &weights.y, &velocities.y, gradients.y);
+  step_one(r, &weights.z, &velocities.z, gradients.z);
+  step_one(r, &weights.w, &velocities.w, gradients.w);
+  *(float4 *)(w + first) = weights;
+  *(float4 *)(v + first) = velocities;
+  *(four_bf16 *)(compute + first) = {to_pair(weights.x, weights.y), to_pair(weights.z, weights.w)};
+}
+
+static void sgd_update(const parameters *p, const step_values *step, float momentum,
+                       float weight_decay) {
+  launch("update_four", update_four, {blocks_for((p->count + FOUR - 1) / FOUR), THREADS, 0},
+         p->count, p->weight, p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
+}
+
+// -- The copies alone, after new weights came from the host: once a run, so the plain way is enough --
+
+static __global__ void copy_weights(size_t count, bf16 *compute, const float *w) {
+  const size_t i = thread_number();
+  if (i < count) compute[i] = to_bf16(w[i]);
+}
+
+static void refresh_compute(const parameters *p) {
+  launch("copy_weights", copy_weights, {blocks_for(p->count), THREADS, 0}, p->count, p->compute,
+         p->weight);
+}
+
+void fill_sgd(device *d, bool plain) {
+  d->sgd_update = plain ? sgd_update_plain : sgd_update;
+  d->refresh_compute = refresh_compute;
+}
+
+} // namespace GPU

@@ -1,0 +1,59 @@
+// simt/inside.h - what simt.cpp, which runs the threads, and watch.cpp, which watches what they do
+// to memory, know of each other.
+#ifndef INSIDE_H
+#define INSIDE_H
+
+#include "simt.h"
+
+enum thread_state { RUNNABLE, IN_WARP, AT_BARRIER, DONE };
+enum { MAX_THREADS = 1024, MAX_COPIES = 64 }; // of a block; of one thread, in flight
+enum : size_t { PAGE = 64 << 10 };            // a multiple of every machine's
+
+struct simt_copy {
+  uint8_t *to;
+  const void *from; // NULL: zeroes
+  int group;
+};
+
+struct simt_thread {
+  void *stack; // where it stopped
+  int number;  // in its block
+  uint3 index; // threadIdx
+  thread_state state;
+  site where; // it waits, and at what
+  const char *waits_for;
+  unsigned mask; // of the warp operation it waits in, what it brought there, and what is to be done
+  void *data;
+  simt_action *act;
+  simt_copy copy[MAX_COPIES];
+  int copies, groups; // in flight; closed by commit so far
+};
+
+struct simt_block {
+  const char *kernel;
+  int count;           // threads
+  simt_thread *thread; // the one that runs; NULL: no kernel does
+  simt_thread threads[MAX_THREADS];
+};
+extern simt_block simt_now;
+
+// Ends the process with a line: what is wrong, in which kernel, block and thread.
+__attribute__((noreturn, format(printf, 1, 2))) void simt_report(const char *format, ...);
+// Text for it; one of four pieces, in turn.
+__attribute__((format(printf, 1, 2))) const char *simt_text(const char *format, ...);
+
+uint8_t *simt_map(size_t bytes, bool usable); // zeroed, taken page by page as it is touched
+void simt_usable(void *memory, size_t bytes, bool usable);
+uint8_t *simt_stack(int thread); // PAGE bytes, below them a page that must not be touched
+
+void simt_memory_opens(size_t dynamic_bytes); // a kernel starts
+void simt_memory_closes();
+void simt_block_starts();     // with poisoned shared memory
+void simt_watch_barrier();    // all threads pass one
+simt_action simt_watch_lanes; // __syncwarp
+void simt_watch_stop();       // no lane of the current warp can go on
+void simt_watch_ldmatrix(const void *row, site where);
+void simt_watch_copy_begins(const simt_copy *copy, site where);
+void simt_watch_copy_lands(const simt_copy *copy);
+
+#endif

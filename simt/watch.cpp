@@ -1,0 +1,504 @@
+// simt/watch.cpp - the memory of the simulated GPU, and what its threads do to it.
+//
+// Kernels compiled with g++ -fsanitize=thread call a hook before each access to memory:
+// __tsan_read4(address) and its like. That is meant for the compiler's own thread sanitizer; here,
+// the hooks are ours. Each byte of device and shared memory has a `history`: who wrote it last, who
+// read it last, and when. Of two accesses to a byte, one of them a write, by two threads of
+//     different blocks of a launch:  a race, unless both are atomic
+//     one block:                     a race, if no barrier lies between them
+//     one warp:                      a race, if neither a barrier nor a __syncwarp does.
+// Shuffles and the tensor cores' operations make lanes wait for each other's registers; the CUDA
+// manual does not promise that they order memory, so here they do not.
+//
+// What it cannot see: an index that runs from one static __shared__ array into the next, until that
+// reads what nobody wrote, or races.
+#include "inside.h"
+
+#include <link.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum deed { READ, WRITE, ATOMIC };
+
+// A time is epoch * MAX_THREADS + the thread that it is about. A new epoch begins with each block and
+// barrier, and at a __syncwarp for its lanes.
+struct history {
+  uint64_t write, read, other_read; // the last by another thread than `read`
+  uint16_t write_place, read_place, other_place;
+  bool in_flight, atomic; // is a cp.async's target; was written by an atomic operation
+};
+
+struct piece { // of memory
+  uint8_t *start, *end;
+  history *past; // if watching
+  bool shared;
+};
+
+// -- Memory ----------------------------------------------------------------------------------------
+
+// All device memory: first the block's dynamic shared memory, then what simt_allocate gave away, each
+// followed by a page that must not be touched, so that also a kernel that is not watched is stopped.
+enum : size_t { MAX_SHARED = 227 << 10, ARENA = 16ull << 30, FIRST = 5 * PAGE };
+static uint8_t *arena;
+static size_t arena_used = FIRST;
+static piece *piece_at; // [ARENA / PAGE]: what a page belongs to
+static int pieces;
+static piece dynamic_shared, static_shared; // static: this program's thread-local variables
+static uint8_t *saved;                      // what they are when no kernel runs
+static bool watching;                       // some kernel calls our hooks
+
+uint8_t *simt_map(size_t bytes, bool usable) {
+  void *memory = mmap(NULL, bytes, usable ? PROT_READ | PROT_WRITE : PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) simt_report("no memory for the simulator itself (%zu bytes)", bytes);
+  return (uint8_t *)memory;
+}
+
+void simt_usable(void *memory, size_t bytes, bool usable) {
+  if (!usable) madvise(memory, bytes, MADV_DONTNEED);
+  if (mprotect(memory, bytes, usable ? PROT_READ | PROT_WRITE : PROT_NONE))
+    simt_report("no memory for the simulator itself (mprotect)");
+}
+
+static piece new_piece(uint8_t *start, size_t bytes, bool shared) {
+  const size_t size = (bytes + 1) * sizeof(history);
+  return {start, start + bytes, watching ? (history *)simt_map(size, true) : NULL, shared};
+}
+
+static void crashed(int) {
+  if (simt_now.thread) simt_report("no memory there, or a stack overflow: watched, it has a line");
+  signal(SIGSEGV, SIG_DFL);
+}
+
+// The first object that the loader lists is the program itself.
+static int find_thread_locals(struct dl_phdr_info *info, size_t, void *) {
+  for (int i = 0; i < info->dlpi_phnum; i++)
+    if (info->dlpi_phdr[i].p_type == PT_TLS && info->dlpi_tls_data)
+      static_shared = new_piece((uint8_t *)info->dlpi_tls_data, info->dlpi_phdr[i].p_memsz, true);
+  return 1;
+}
+
+static void open_arena() {
+  static uint8_t handler_stack[PAGE];
+  const stack_t stack = {handler_stack, 0, PAGE};
+  struct sigaction crash = {};
+  if (arena) return;
+  arena = simt_map(ARENA, false);
+  simt_usable(arena, FIRST - PAGE, true);
+  piece_at = (piece *)simt_map(ARENA / PAGE * sizeof *piece_at, true);
+  dynamic_shared = new_piece(arena, FIRST, true);
+  dl_iterate_phdr(find_thread_locals, NULL);
+  saved = simt_map(static_shared.end - static_shared.start + 1, true);
+  crash.sa_handler = crashed;
+  crash.sa_flags = SA_ONSTACK;
+  sigaltstack(&stack, NULL);
+  sigaction(SIGSEGV, &crash, NULL);
+}
+
+static size_t round_up(size_t bytes, size_t to) {
+  return (bytes + to - 1) / to * to;
+}
+
+void *simt_allocate(size_t bytes) {
+  open_arena();
+  const size_t room = round_up(bytes + !bytes, PAGE), first = arena_used / PAGE;
+  if (bytes > ARENA || arena_used + room + PAGE > ARENA) return NULL;
+  uint8_t *start = arena + arena_used + room - round_up(bytes, 64); // it ends where the page does
+  simt_usable(arena + arena_used, room, true);
+  memset(start, 0xff, bytes);
+  piece_at[first] = new_piece(start, bytes, false);
+  for (size_t i = 1; i <= room / PAGE; i++) piece_at[first + i] = piece_at[first];
+  arena_used += room + PAGE;
+  pieces++;
+  return start;
+}
+
+// No address is given away twice, so that a use after release is found, until all is released.
+void simt_release(void *memory) {
+  if (!memory) return;
+  const size_t page = ((uint8_t *)memory - arena) / PAGE;
+  const piece p = page < ARENA / PAGE ? piece_at[page] : piece();
+  if (p.start != memory) simt_report("released, but not allocated: %p", memory);
+  for (size_t i = page; piece_at[i].start == memory; i++) {
+    piece_at[i] = piece();
+    simt_usable(arena + i * PAGE, PAGE, false);
+  }
+  if (p.past) munmap(p.past, (p.end - p.start + 1) * sizeof(history));
+  if (!--pieces) arena_used = FIRST;
+}
+
+unsigned char *simt_dynamic_shared() {
+  return dynamic_shared.start;
+}
+
+// What a kernel has no business to access is in no piece: NULL is what it may, besides the GPU's.
+static inline const piece *piece_of(const uint8_t *a) {
+  static const piece none = {};
+  extern const uint8_t __executable_start[], _end[]; // the program, with its constants
+  const size_t offset = (uintptr_t)a - (uintptr_t)arena;
+  if (offset < FIRST) return &dynamic_shared;
+  if (offset < ARENA) return &piece_at[offset / PAGE];
+  if (a >= static_shared.start && a < static_shared.end) return &static_shared;
+  const size_t depth = (uintptr_t)a - (uintptr_t)simt_stack(simt_now.thread->number);
+  return depth < PAGE || (a >= __executable_start && a < _end) ? NULL : &none;
+}
+
+// -- Reports, with the line in the source ----------------------------------------------------------
+
+const char *simt_text(const char *format, ...) {
+  static char text[4][500];
+  static int turn;
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text[turn = (turn + 1) % 4], sizeof text[0], format, arguments);
+  va_end(arguments);
+  return text[turn];
+}
+
+void simt_report(const char *format, ...) {
+  va_list arguments;
+  fflush(stdout);
+  fprintf(stderr, "simt: %s, block (%u, %u, %u), thread %d: ", simt_now.kernel, blockIdx.x,
+          blockIdx.y, blockIdx.z, simt_now.thread ? simt_now.thread->number : -1);
+  va_start(arguments, format);
+  vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  fputc('\n', stderr);
+  exit(1);
+}
+
+// A site that a hook made has line 0, and its return address for a file: addr2line finds the line in
+// the -g part of the program; for an inlined function, also the lines that call it.
+static const char *name_of(site where) {
+  if (where.line) return simt_text("%s:%d", where.file, where.line);
+  const size_t address = (uintptr_t)where.file - 1 - _r_debug.r_map->l_addr;
+  const char *name = "", *link = "";
+  char line[300];
+  FILE *tool =
+      popen(simt_text("addr2line -s -i -e /proc/%d/exe 0x%zx 2>&1", getpid(), address), "r");
+  while (tool && fgets(line, sizeof line, tool) && line[0] != '?') {
+    line[strcspn(line, " \n")] = 0;
+    name = simt_text("%s%s%s", name, link, line);
+    link = " called from ";
+  }
+  if (tool && !pclose(tool) && *name) return name;
+  return simt_text("address 0x%zx (no line: is addr2line, of binutils, there?)", address);
+}
+
+// -- Races, and other misuse -----------------------------------------------------------------------
+
+static uint64_t epoch, launch_began, block_began, barrier_passed;
+static uint64_t now[MAX_THREADS];        // each thread's time
+static uint64_t seen[MAX_THREADS][WARP]; // before which a lane of its warp's deeds are over for it
+
+static struct { // the access that is looked at
+  deed kind;
+  const piece *in;
+  site where;
+} current;
+
+void simt_watch_barrier() {
+  epoch++;
+  for (int i = 0; i < simt_now.count; i++) now[i] = epoch * MAX_THREADS + i;
+  barrier_passed = epoch * MAX_THREADS;
+}
+
+// Each of these lanes now knows what any of them knew, and all that any of them has done.
+void simt_watch_lanes(void *data[WARP]) {
+  const int first = simt_now.thread->number / WARP * WARP;
+  uint64_t known[WARP] = {0};
+  for (int lane = 0; lane < WARP; lane++)
+    for (int i = 0; data[lane] && i < WARP; i++)
+      if (known[i] < seen[first + lane][i]) known[i] = seen[first + lane][i];
+  epoch++;
+  for (int lane = 0; lane < WARP; lane++)
+    if (data[lane]) known[lane] = now[first + lane] = epoch * MAX_THREADS + first + lane;
+  for (int lane = 0; lane < WARP; lane++)
+    if (data[lane]) memcpy(seen[first + lane], known, sizeof known);
+}
+
+// Is the access that happened then certain to be over for the current thread?
+static inline bool is_over(uint64_t then) {
+  const int me = simt_now.thread->number, other = then % MAX_THREADS;
+  if (then < block_began) return current.in->shared || then < launch_began;
+  return then < barrier_passed || other == me ||
+         (other / WARP == me / WARP && then < seen[me][other % WARP]);
+}
+
+static const char *const did[] = {"read", "written", "changed atomically"};
+
+static site site_of(int place);
+
+static inline void order(uint64_t then, int place, deed before) {
+  if (is_over(then)) return;
+  simt_report("race in %s memory: %s at %s, and %s by thread %d%s at %s, with nothing between",
+              current.in->shared ? "shared" : "global", did[current.kind], name_of(current.where),
+              did[before], (int)(then % MAX_THREADS), then < block_began ? " of another block" : "",
+              name_of(site_of(place)));
+}
+
+// One byte of an access.
+static inline void touch(history *h, int place) {
+  const uint64_t time = now[simt_now.thread->number];
+  if (h->in_flight)
+    simt_report("a copy in flight: %s at %s, before thread %d has waited for the cp.async at %s",
+                did[current.kind], name_of(current.where), (int)(h->write % MAX_THREADS),
+                name_of(site_of(h->write_place)));
+  if (current.kind == READ && current.in->shared && h->write < block_began)
+    simt_report("uninitialised shared memory: read at %s", name_of(current.where));
+  if (!h->atomic || current.kind != ATOMIC)
+    order(h->write, h->write_place, h->atomic ? ATOMIC : WRITE);
+  if (current.kind == READ) {
+    if (h->read % MAX_THREADS != time % MAX_THREADS || h->read < block_began) {
+      h->other_read = h->read;
+      h->other_place = h->read_place;
+    }
+    h->read = time;
+    h->read_place = place;
+  } else {
+    order(h->read, h->read_place, READ);
+    order(h->other_read, h->other_place, READ);
+    h->write = time;
+    h->write_place = place;
+    h->atomic = current.kind == ATOMIC;
+  }
+}
+
+static int count(site where, bool shared, int bytes, const uint8_t *address);
+
+// aligned: it is one access of the hardware's. Returns the memory's history.
+static history *watch(const void *address, size_t bytes, deed kind, site where,
+                      bool aligned = true) {
+  const uint8_t *a = (const uint8_t *)address;
+  const piece *p = piece_of(a);
+  if (!p) return NULL;
+  current = {kind, p, where};
+  if (a < p->start || a > p->end || bytes > (size_t)(p->end - a))
+    simt_report("out of bounds: %zu bytes %s at %s, %s", bytes, did[kind], name_of(where),
+                !p->start
+                    ? "in no memory of the GPU's"
+                    : simt_text("%td behind the start of %td bytes of %s memory", a - p->start,
+                                p->end - p->start, p->shared ? "shared" : "global"));
+  if (aligned && (uintptr_t)a % bytes)
+    simt_report("misaligned: %zu bytes %s at %s", bytes, did[kind], name_of(where));
+  history *h = p->past + (a - p->start);
+  const int place = count(where, p->shared, aligned ? bytes : 0, a);
+  for (size_t i = 0; i < bytes; i++) touch(h + i, place);
+  return h;
+}
+
+// -- Who calls it: the compiler's hooks, and the operations of simt.cpp ----------------------------
+
+#define HOOK(name, ...)                                                                            \
+  extern "C" void __tsan_##name {                                                                  \
+    const site where = {(const char *)__builtin_return_address(0), 0};                             \
+    if (simt_now.thread) watch(a, __VA_ARGS__);                                                    \
+  }
+#define HOOKS(bytes)                                                                               \
+  HOOK(read##bytes(void *a), bytes, READ, where)                                                   \
+  HOOK(write##bytes(void *a), bytes, WRITE, where)                                                 \
+  HOOK(unaligned_read##bytes(void *a), bytes, READ, where, false)                                  \
+  HOOK(unaligned_write##bytes(void *a), bytes, WRITE, where, false)
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+HOOK(read_range(void *a, size_t bytes), bytes, READ, where, false)
+HOOK(write_range(void *a, size_t bytes), bytes, WRITE, where, false)
+extern "C" void __tsan_func_entry(void *) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() { // before main, if any file was compiled with hooks
+  watching = true;
+}
+
+void *simt_bytes(const void *a, size_t bytes, bool write) {
+  const site where = {(const char *)__builtin_return_address(0), 0};
+  if (simt_now.thread) watch(a, bytes, write ? WRITE : READ, where, false);
+  return (void *)a;
+}
+
+void simt_atomic(void *address, size_t bytes, site where) {
+  if (watching) watch(address, bytes, ATOMIC, where);
+}
+
+void simt_watch_ldmatrix(const void *row, site where) {
+  if (watching) watch(row, 16, READ, where);
+}
+
+void simt_watch_copy_begins(const simt_copy *copy, site where) {
+  if (!watching) return;
+  if (copy->from) watch(copy->from, 16, READ, where);
+  history *h = watch(copy->to, 16, WRITE, where);
+  for (int i = 0; i < 16; i++) h[i].in_flight = true;
+}
+
+void simt_watch_copy_lands(const simt_copy *copy) {
+  const piece *p = piece_of(copy->to);
+  for (int i = 0; watching && i < 16; i++) {
+    history *h = p->past + (copy->to - p->start) + i;
+    h->in_flight = false;
+    h->write = now[simt_now.thread->number];
+  }
+}
+
+void simt_memory_opens(size_t bytes) {
+  open_arena();
+  if (bytes > MAX_SHARED) simt_report("%zu bytes of shared memory a block are too many", bytes);
+  dynamic_shared.start = arena + FIRST - PAGE - round_up(bytes, 128);
+  dynamic_shared.end = dynamic_shared.start + bytes;
+  memcpy(saved, static_shared.start, static_shared.end - static_shared.start);
+  launch_began = (epoch + 1) * MAX_THREADS;
+}
+
+void simt_memory_closes() {
+  memcpy(static_shared.start, saved, static_shared.end - static_shared.start);
+}
+
+void simt_block_starts() {
+  memset(dynamic_shared.start, 0xff, dynamic_shared.end - dynamic_shared.start);
+  memset(static_shared.start, 0xff, static_shared.end - static_shared.start);
+  simt_watch_barrier();
+  block_began = barrier_passed;
+}
+
+// -- What accesses cost ----------------------------------------------------------------------------
+
+// The lanes of a warp execute an instruction together: all their addresses make one request. Here
+// they come one after another: the n-th time that each comes by since the warp last stopped, is one.
+struct request {
+  uint32_t lanes; // that came by
+  uintptr_t address[WARP];
+};
+enum { MAX_PLACES = 1 << 14, MAX_TURNS = 1 << 14 }; // what comes more often is not counted
+
+struct place { // an instruction of a kernel that accesses memory
+  site where;
+  const char *kernel;
+  bool shared;
+  int bytes;
+  simt_cost cost;
+  request *requests; // [MAX_TURNS]
+  int turn[WARP], turns;
+};
+static place places[MAX_PLACES]; // a hash table
+static int under_way[MAX_PLACES], under_way_count;
+
+static site site_of(int place) {
+  return places[place].where;
+}
+
+static int find_place(site where, bool shared) {
+  const uint64_t key = (uintptr_t)where.file * 8 + where.line + (uintptr_t)simt_now.kernel + shared;
+  for (uint32_t i = key * 0x9e3779b97f4a7c15u >> 50, end = i + MAX_PLACES; i < end; i++) {
+    place *p = &places[i % MAX_PLACES];
+    if (!p->kernel) *p = {where, simt_now.kernel, shared, 0, {}, NULL, {}, 0};
+    if (p->where.file == where.file && p->where.line == where.line && p->shared == shared &&
+        p->kernel == simt_now.kernel)
+      return i % MAX_PLACES;
+  }
+  simt_report("more than %d instructions that access memory", MAX_PLACES);
+}
+
+// An access at `address`; returns its place. bytes: 0 if it is not to be counted.
+static int count(site where, bool shared, int bytes, const uint8_t *address) {
+  const int number = find_place(where, shared), lane = simt_now.thread->number % WARP;
+  place *p = &places[number];
+  if (!simt_counting || !bytes || p->turn[lane] == MAX_TURNS) return number;
+  if (!p->requests) p->requests = (request *)simt_map(MAX_TURNS * sizeof(request), true);
+  if (!p->turns) under_way[under_way_count++] = number;
+  request *r = &p->requests[p->turn[lane]++];
+  if (p->turn[lane] > p->turns) p->turns = p->turn[lane];
+  p->bytes = bytes;
+  r->lanes |= 1u << lane;
+  r->address[lane] = (uintptr_t)address;
+  return number;
+}
+
+// How many different units some of the lanes access; those go to unit_at.
+static int different(const request *r, int first, int lanes, int bytes, int unit,
+                     uintptr_t unit_at[WARP]) {
+  int n = 0;
+  for (int lane = first; lane < first + lanes; lane++)
+    for (int i = 0; (r->lanes >> lane & 1) && i < bytes; i += unit) {
+      const uintptr_t at = (r->address[lane] + i) / unit;
+      int j = n;
+      while (j && unit_at[j - 1] != at) j--;
+      if (!j) unit_at[n++] = at;
+    }
+  return n;
+}
+
+// Shared memory has 32 banks, of a word of 4 bytes each in turn; a bank serves one word at a time, to
+// all lanes that want it. Lanes that want 8 or 16 bytes go in 2 or 4 phases. Global memory comes in
+// sectors of 32 bytes.
+static void settle(const request *r, const place *p, simt_cost *cost) {
+  const int lanes = !p->shared || p->bytes <= 4 ? WARP : WARP * 4 / p->bytes;
+  uintptr_t at[WARP];
+  cost->requests++;
+  for (int first = 0; p->shared && first < WARP; first += lanes) {
+    int of_bank[32] = {0}, most = 0;
+    for (int n = different(r, first, lanes, p->bytes, 4, at); n > 0; n--)
+      if (++of_bank[at[n - 1] % 32] > most) most++;
+    cost->parts += most;
+    cost->ideal += most > 0;
+  }
+  if (p->shared) return;
+  cost->parts += different(r, 0, WARP, p->bytes, 32, at);
+  cost->ideal += (different(r, 0, WARP, p->bytes, p->bytes, at) * p->bytes + 31) / 32;
+}
+
+void simt_watch_stop() {
+  while (under_way_count) {
+    place *p = &places[under_way[--under_way_count]];
+    for (request *r = p->requests; r < p->requests + p->turns; r++) {
+      settle(r, p, &p->cost);
+      r->lanes = 0;
+    }
+    memset(p->turn, 0, sizeof p->turn);
+    p->turns = 0;
+  }
+}
+
+// A kernel's costs, and the place that wastes most.
+static simt_cost add_up(const char *kernel, bool shared, const place **worst) {
+  simt_cost sum = {0, 0, 0};
+  uint64_t waste = 0;
+  for (const place *p = places; p < places + MAX_PLACES; p++) {
+    if (!p->kernel || strcmp(p->kernel, kernel) || p->shared != shared) continue;
+    sum = {sum.requests + p->cost.requests, sum.parts + p->cost.parts, sum.ideal + p->cost.ideal};
+    if (p->cost.parts - p->cost.ideal <= waste) continue;
+    waste = p->cost.parts - p->cost.ideal;
+    *worst = p;
+  }
+  return sum;
+}
+
+simt_cost simt_count(const char *kernel, bool shared) {
+  const place *worst;
+  return add_up(kernel, shared, &worst);
+}
+
+static void print_costs() {
+  const place *end = places + MAX_PLACES;
+  printf("%-28s %-7s %11s %11s %11s %7s  worst line\n", "kernel", "memory", "requests", "parts",
+         "ideal", "factor");
+  for (const place *p = places, *before, *worst = NULL; p < end; p++, worst = NULL) {
+    for (before = places; before < p; before++)
+      if (p->kernel && before->kernel && p->shared == before->shared &&
+          !strcmp(p->kernel, before->kernel))
+        break;
+    const simt_cost c =
+        p->kernel && before == p ? add_up(p->kernel, p->shared, &worst) : simt_cost();
+    if (c.requests)
+      printf("%-28s %-7s %11zu %11zu %11zu %7.2f  %s\n", p->kernel, p->shared ? "shared" : "global",
+             (size_t)c.requests, (size_t)c.parts, (size_t)c.ideal, (double)c.parts / c.ideal,
+             worst ? name_of(worst->where) : "");
+  }
+}
+
+bool simt_counting = getenv("SIMT_REPORT") && !atexit(print_costs);
