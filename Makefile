@@ -73,7 +73,9 @@ OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
 WATCH_FLAGS := -O1 -g -fno-tree-vectorize -fno-tree-sra -fno-optimize-sibling-calls -fsanitize=thread
 SIMULATOR := $(BUILD)/simt/simt.o $(BUILD)/simt/watch.o
 WATCHED := $(KERNELS:%.cu=$(BUILD)/watched/%.o) $(SIMULATOR)
-ifndef SAN
+ifdef SAN
+SIMT_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+else
 WATCHED_PROGRAMS := $(BUILD)/watched/simt_test $(BUILD)/watched/kernels_test
 WATCHED_CHECKS := $(BUILD)/watched/simt_test '$(BUILD)/watched/kernels_test quick unguarded'
 endif
@@ -202,8 +204,11 @@ train: $(TRAIN) $(SHAPES)
 
 # For have_threads_sleep's reason, in train.c.
 check: export OMP_WAIT_POLICY := passive
+# Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there.
+SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/step_test)
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
-	@tests/run.sh $(TEST_PROGRAMS) $(WATCHED_CHECKS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
+	@tests/run.sh $(filter-out $(SLOW),$(TEST_PROGRAMS)) $(if $(SAN),'$(BUILD)/tests/kernels_test quick') \
+	  $(WATCHED_CHECKS) "tests/train_test.sh $(TRAIN) $(SHAPES)" tests/data_test.sh
 
 # Registers, shared memory and spills of each kernel, from nvcc's assembler.
 ptx-report:
@@ -218,7 +223,9 @@ SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))com
 sanitize: $(BUILD)/tests/kernels_test
 	@[ -n "$(DETECTED)" ] || { echo "sanitize needs an NVIDIA GPU, and none answers nvidia-smi" >&2; exit 1; }
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  $(SANITIZER) --tool $$tool --error-exitcode 1 $(BUILD)/tests/kernels_test cuda || exit 1; done
+	  for device in cuda cuda-plain; do \
+	    $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
+	      $(BUILD)/tests/kernels_test $$device quick || exit 1; done; done
 
 # Each deliberately broken kernel of tests/mutants.txt has to fail the checks.
 mutants:
@@ -248,7 +255,7 @@ fuzz: build/fuzz/fuzz
 # -- The rest ---------------------------------------------------------------------------------------------
 
 format:
-	clang-format -i $$(git ls-files '*.c' '*.h')
+	clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' '*.cpp')
 
 clean:
 	rm -rf build train shapes

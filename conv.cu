@@ -41,13 +41,6 @@ namespace GPU {
 
 // -- 1. The plain kernels ---------------------------------------------------------------------------
 
-enum { THREADS = 256 }; // of a block, in every kernel of this file
-
-// The number of this thread in the whole grid.
-static __device__ size_t thread_number() {
-  return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
-
 static __global__ void plain_forward(conv_shape shape, bf16 *y, const bf16 *x, const bf16 *w) {
   const int K = shape.out_channels, C = shape.in_channels, R = shape.kernel, padding = R / 2;
   const size_t i = thread_number(), pixel = i / K;
@@ -132,11 +125,6 @@ static __global__ void plain_sums(double *sums, const bf16 *y, int pixels, int c
   }
 }
 
-// A grid of at least `count` threads in blocks of THREADS.
-static launch_shape threads_for(size_t count) {
-  return {dim3((unsigned)((count + THREADS - 1) / THREADS)), dim3(THREADS), 0};
-}
-
 static size_t in_count(const conv_shape *s) {
   return (size_t)s->batch * s->in_height * s->in_width * s->in_channels;
 }
@@ -146,7 +134,7 @@ static size_t out_count(const conv_shape *s) {
 
 static void conv_forward_plain(const conv_shape *s, void *y, const void *x, const void *w,
                                double *sums) {
-  launch("plain_forward", plain_forward, threads_for(out_count(s)), *s, y, x, w);
+  launch("plain_forward", plain_forward, {blocks_for(out_count(s)), THREADS, 0}, *s, y, x, w);
   if (!sums) return;
   const int pixels = s->batch * s->out_height * s->out_width;
   launch("plain_sums", plain_sums, {dim3(s->out_channels), dim3(THREADS), 0}, sums, y, pixels,
@@ -155,14 +143,15 @@ static void conv_forward_plain(const conv_shape *s, void *y, const void *x, cons
 
 static void conv_backward_input_plain(const conv_shape *s, void *dx, const void *dy, const void *w,
                                       bool accumulate) {
-  launch("plain_backward_input", plain_backward_input, threads_for(in_count(s)), *s, dx, dy, w,
-         accumulate);
+  launch("plain_backward_input", plain_backward_input, {blocks_for(in_count(s)), THREADS, 0}, *s,
+         dx, dy, w, accumulate);
 }
 
 static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void *dy,
                                        const void *x) {
   const size_t count = (size_t)s->out_channels * s->kernel * s->kernel * s->in_channels;
-  launch("plain_backward_weight", plain_backward_weight, threads_for(count), *s, dw, dy, x);
+  launch("plain_backward_weight", plain_backward_weight, {blocks_for(count), THREADS, 0}, *s, dw,
+         dy, x);
 }
 
 // -- 2. A tile of a matrix product --------------------------------------------------------------------
@@ -737,8 +726,9 @@ static void launch_weight_pass(weight_pass *o, real *dw) {
       {dim3(across, rows, parts), dim3(THREADS), STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16)},
       *o);
   if (!direct)
-    launch("add_parts", add_parts, threads_for((size_t)o->shape.out_channels * o->columns), dw,
-           o->to, parts, o->shape.out_channels, o->columns, o->pitch);
+    launch("add_parts", add_parts,
+           {blocks_for((size_t)o->shape.out_channels * o->columns), THREADS, 0}, dw, o->to, parts,
+           o->shape.out_channels, o->columns, o->pitch);
 }
 
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dy, const void *x) {

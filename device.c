@@ -9,8 +9,8 @@ const device *cuda_device(bool plain, error *e);
 const device *simt_device(bool plain);
 
 bool device_name_is_known(const char *name) {
-  static const char *const known[] = {"auto", "cpu",        "reference", "simt", "simt-plain",
-                                      "cuda", "cuda-plain", NULL};
+  static const char *const known[] = {"auto",       "cpu",  "reference",  "simt",
+                                      "simt-plain", "cuda", "cuda-plain", NULL};
   for (int i = 0; known[i]; i++)
     if (!strcmp(name, known[i])) return true;
   return false;

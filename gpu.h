@@ -44,6 +44,20 @@ static inline __host__ __device__ int min_of(int a, int b) {
   return a < b ? a : b;
 }
 
+// Most kernels here run in blocks of so many threads: a multiple of 32, and enough of them to keep a
+// processor of the GPU busy while some wait for memory. mixup.cu explains blocks and threads.
+enum { THREADS = 256 };
+
+// Blocks of THREADS threads for `count` pieces of work, a thread each.
+static inline unsigned blocks_for(size_t count) {
+  return (unsigned)((count + THREADS - 1) / THREADS);
+}
+
+// The number of this thread in the whole grid.
+static inline __device__ size_t thread_number() {
+  return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
 // -- bf16 -------------------------------------------------------------------------------------------
 
 typedef struct {

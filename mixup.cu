@@ -1,24 +1,24 @@
 // mixup.cu - a batch of mixed images, made on the GPU from the data set's bytes.
 //
-// The whole data set lies in the GPU's memory as bytes (CIFAR-10: 150 MB), so that a step needs from
-// the host only which images it takes, how each is cropped and flipped, and lambda: a few kilobytes.
-// One kernel does the rest:
+// The whole data set lies in the GPU's memory as bytes (CIFAR-10: 150 MB), so that a step needs
+// from the host only which images it takes, how each is cropped and flipped, and lambda: a few
+// kilobytes. One kernel does the rest:
 //
 //     x[b] = lambda a(b) + (1 - lambda) a(partner of b)        a(b) = flip(crop(pad(image))) / 255
 //
 //     images   bytes        [N][3][32][32]       one plane a colour, as in CIFAR-10's files
 //     x        activations  [batch][32][32][3]   bf16, a pixel's colours are neighbours
 //
-// This is the first CUDA file to read. A *kernel* is a function that the GPU runs many times at once,
-// each time in another *thread*. Marked __global__, it is started from the CPU with launch(name,
-// kernel, {grid, block, shared bytes}, arguments...): `grid` blocks of `block` threads each. The
-// threads of a block run on the same processor of the GPU (an H100 has 132) and can work together,
-// which the next file makes use of; different blocks know nothing of each other and run in any
-// order. All execute the same lines; a thread finds its part of the work from three numbers:
+// This is the first CUDA file to read. A *kernel* is a function that the GPU runs many times at
+// once, each time in another *thread*. Marked __global__, it is started from the CPU with
+// launch(name, kernel, {grid, block, shared bytes}, arguments...): `grid` blocks of `block` threads
+// each. The threads of a block run on the same processor of the GPU (an H100 has 132) and can work
+// together, which the next file makes use of; different blocks know nothing of each other and run
+// in any order. All execute the same lines; a thread finds its part of the work from three numbers:
 //
 //     blockIdx.x          0                    1                    2         ...
 //                  +--------------------+--------------------+--------------------+
-//     threadIdx.x  | 0  1  2  ...  255  | 0  1  2  ...  255  | 0  1  2  ...  255  |  blockDim.x: 256
+//     threadIdx.x  | 0  1  2  ...  255  | 0  1  2  ...  255  | 0  1  2  ...  255  | blockDim.x: 256
 //                  +--------------------+--------------------+--------------------+
 //     i              0  1  2  ...  255   256 257   ...         512 513             = blockIdx.x *
 //                                                                  blockDim.x + threadIdx.x
@@ -31,8 +31,6 @@
 #include "gpu.h"
 
 namespace GPU {
-
-enum { THREADS = 256 }; // in a block; a multiple of 32, and enough for a processor's attention
 
 // -- Plain: one thread makes one value -----------------------------------------------------------
 
@@ -67,7 +65,7 @@ static void mix_images_plain(int batch, void *x, const uint8_t *images, const sa
          step);
 }
 
-// -- Fast: one thread makes eight neighbouring values ---------------------------------------------
+// -- Fast: one thread makes eight neighbouring values --------------------------------------------
 //
 // What the plain kernel wastes. Memory first: 32 threads of neighbouring numbers (a *warp*) execute
 // each line together, and what they load or store at one line goes to memory as one request, cut
@@ -80,8 +78,8 @@ static void mix_images_plain(int batch, void *x, const uint8_t *images, const sa
 //     thread       one eight, 16 bytes         |    thread 0     |    thread 1     | ...
 //
 // Eight values share their row, so the row is found once; lambda / 255 replaces the divisions. The
-// loads stay single bytes, since crop and flip leave nothing aligned, but a warp's fall into the same
-// few rows of three planes, and its next loads find them in the processor's cache.
+// loads stay single bytes, since crop and flip leave nothing aligned, but a warp's fall into the
+// same few rows of three planes, and its next loads find them in the processor's cache.
 
 enum { ROW_EIGHTS = IMAGE_CHANNELS * IMAGE_SIDE / EIGHT, IMAGE_EIGHTS = IMAGE_BYTES / EIGHT };
 
@@ -94,8 +92,9 @@ typedef struct {
 static __device__ source_row find_row(const uint8_t *images, sample s, int y) {
   const int row = y + s.crop_y - CROP_PADDING, shift = s.crop_x - CROP_PADDING;
   source_row source;
-  source.red = images + (size_t)s.image * IMAGE_BYTES + row * IMAGE_SIDE;
-  if (row < 0 || row >= IMAGE_SIDE) source.red = NULL;
+  source.red = NULL;
+  if (row >= 0 && row < IMAGE_SIDE)
+    source.red = images + (size_t)s.image * IMAGE_BYTES + row * IMAGE_SIDE;
   source.first = s.flip ? IMAGE_SIDE - 1 + shift : shift;
   source.step = s.flip ? -1 : 1;
   return source;

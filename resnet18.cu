@@ -9,11 +9,12 @@
 //     x, y, residual and their gradients   bf16 [pixels][channels], pixels = n = B H W
 //     gamma, beta, mean, inverse_std ..    float [channels]
 //
-// Nothing here is worth a thought as arithmetic. The largest activation, 128 x 32 x 32 x 64 numbers
-// of 2 bytes, is 16.8 MB, and a training step goes through some 60 of them that size or half, a
-// quarter, an eighth of it. An H100 reads 3 TB a second; in the 6 microseconds of one such trip it
-// could multiply the same numbers a thousand times. So the question for each operation is how often
-// it walks through all of memory ("passes"), and whether memory is busy while it does:
+// The arithmetic is next to nothing. The largest activation, 128 x 32 x 32 x 64 numbers of 2 bytes,
+// is 16.8 MB, and a step makes nine to eleven trips through each of the 20 layers' arrays, of that
+// size or a half, a quarter, an eighth of it. An H100 reads 3 TB a second; in the 6 microseconds of
+// such a trip its tensor cores could have used each number for hundreds of operations. So the
+// question for each operation is how often it walks through all of memory ("passes"), and whether
+// memory is busy while it does:
 //
 //     forward      sums of x and x x        none: the convolution before adds them up as it goes
 //                  mean, inverse_std        one thread a channel, no walk at all
@@ -32,17 +33,6 @@
 
 namespace GPU {
 
-enum { THREADS = 256 };
-
-// Blocks of THREADS threads for `count` pieces of work.
-static unsigned blocks_for(size_t count) {
-  return (unsigned)((count + THREADS - 1) / THREADS);
-}
-
-static __device__ size_t thread_number() {
-  return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
-
 // What a channel is normalised with; passed to the kernels by value. Each array: [channels]
 typedef struct {
   const float *gamma, *beta, *mean;
@@ -50,10 +40,10 @@ typedef struct {
   const float *variance;    // evaluation; else NULL
 } normal;
 
-// -- Batch normalisation, forward, plain: a thread a value --------------------------------------------
+// -- Batch normalisation, forward, plain: a thread a value ---------------------------------------
 
-// From the convolution's sums, what the reference computes, in double as there: mean^2 is subtracted
-// from the mean of squares. A thread a channel: at most 512 threads, for plain and fast alike.
+// From the convolution's sums, what the reference computes, in double as there: mean^2 is
+// subtracted from the mean of squares. A thread a channel, for plain and fast alike.
 static __global__ void finish_statistics(norm_shape shape, const double *sums, float *running_mean,
                                          float *running_var, float *saved_mean,
                                          float *saved_inverse_std) {
@@ -110,24 +100,26 @@ static void norm_inference_plain(const norm_shape *shape, void *y, const void *x
   normalise_plain(shape, y, x, residual, {gamma, beta, running_mean, NULL, running_var}, relu);
 }
 
-// -- Batch normalisation, forward, fast ------------------------------------------------------------------
+// -- Batch normalisation, forward, fast ----------------------------------------------------------
 //
-// What the plain kernel wastes: a thread moves 2 bytes at a time where it could move 16, and for each
-// value it divides to find its channel and loads four constants, 16 bytes, twice what x and y take.
+// What the plain kernel wastes: a thread moves 2 bytes at a time where it could move 16, and for
+// each value it divides to find its channel and loads four constants, 16 bytes, twice what x and y
+// take.
 //
-// Below, a thread owns eight neighbouring channels for good, keeps their constants in registers, and
-// walks down the pixels. Blocks are two-dimensional, with channels along x (threads of a warp are
-// numbered along x first, so a warp reads one unbroken stretch) and pixels along y:
+// Below, a thread owns eight neighbouring channels for good, keeps their constants in registers,
+// and walks down the pixels. Blocks are two-dimensional, with channels along x (threads of a warp
+// are numbered along x first, so a warp reads one unbroken stretch) and pixels along y:
 //
 //                  channels / 8 -->
 //                  0    1    2    3    ..  `across` threads, then the next tile, blockIdx.y
 //     pixel 0    | tx0, ty0 | tx1, ty0 | ..
 //           1    | tx0, ty1 | tx1, ty1 | ..        `down` rows of threads
-//           ..                                                                     one strip, blockIdx.x
+//           ..                                      one strip, blockIdx.x
 //        down    | tx0, ty0 | ..                   the same threads again,
 //     down + 1   | tx0, ty1 | ..                   `run` times in all
 //
-// With channels that are no multiple of 8, eights would straddle pixels: the plain kernels do those.
+// With channels that are no multiple of 8, eights would straddle pixels: the plain kernels
+// take those.
 
 enum {
   MOST_ACROSS = 32, // 512 unbroken bytes are all that a warp can ask for at once
@@ -217,7 +209,7 @@ static void norm_inference(const norm_shape *shape, void *y, const void *x, cons
   normalise(shape, y, x, residual, {gamma, beta, running_mean, NULL, running_var}, relu);
 }
 
-// -- Batch normalisation, backward, plain ---------------------------------------------------------------
+// -- Batch normalisation, backward, plain --------------------------------------------------------
 
 // What the backward kernels read; passed by value.
 typedef struct {
@@ -276,22 +268,22 @@ static void norm_backward_plain(const norm_shape *shape, void *dx, void *dresidu
          dresidual, dgamma, dbeta);
 }
 
-// -- Batch normalisation, backward, fast -------------------------------------------------------------------
+// -- Batch normalisation, backward, fast ---------------------------------------------------------
 //
-// What the plain sums waste is nearly the whole GPU: 64 channels are 64 threads, two warps on one of
-// 132 processors, each with a chain of 131,072 additions. Sums over pixels have to be cut into many
-// partial ones, and the partial ones added, in an order that does not depend on who is first:
+// What the plain sums waste is nearly the whole GPU: 64 channels are 64 threads, two warps on one
+// of 132 processors, each with a chain of 131,072 additions. Sums over pixels have to be cut into
+// many partial ones, and the partial ones added, in an order that does not depend on who is first:
 //
-//     a thread    eight channels, at most 64 pixels              in registers, float
-//     a block     its `down` threads of the same channels        in shared memory, in order, double
-//     the strips  partial[strip][2][channels] in workspace       by the next kernel, in order, double
+//     a thread    eight channels, at most 64 pixels            in registers, float
+//     a block     its `down` threads of the same channels      in shared memory, in order, double
+//     the strips  partial[strip][2][channels] in workspace     by the next kernel, in order, double
 //
 // Only the first 64 additions are in float: an error of at most 64 x 2^-24 = 4e-6 of the sum of the
 // terms' sizes, usually ten times less, below what rounding each dy to bf16 (2^-8) has cost before.
 // How pixels are cut depends on the shape alone, not on the GPU: the same bits on each.
 
-// Strips for the sums: about four blocks for each processor of an H100. More would take no less time
-// and leave more partial sums to be added.
+// Strips for the sums: about four blocks for each processor of an H100. More would take no less
+// time and leave more partial sums to be added.
 enum { SUM_BLOCKS = 512, ROWS = 32, COLUMNS = 32 };
 
 static __device__ eight load_gradient(const upstream &u, size_t at) {
@@ -302,22 +294,39 @@ static __device__ eight load_gradient(const upstream &u, size_t at) {
   return g;
 }
 
+// Sums of a block's threads, in shared memory: [g or g (x - mean)][which of a thread's channels],
+// then the thread. Shared memory consists of 32 banks, a float each in turn, and a bank serves one
+// address at a time. The threads of a warp store to neighbouring floats: all banks, no waiting.
+// When they read below, every 8 of them step through the channels of one thread: the 4 floats that
+// make a row longer than its threads put those 8 into different banks, with room for 4 threads in
+// between.
+enum { SUMS = 2 * EIGHT, PITCH = THREADS + 4 };
+
+// Adds up the rows of threads and stores the block's part of partial[strip][2][channels].
+static __device__ void store_strip(const norm_shape &shape, const float (*shared)[PITCH],
+                                   double *partial) {
+  const int across = blockDim.x, down = blockDim.y;
+  for (int i = threadIdx.y * across + threadIdx.x; i < SUMS * across; i += across * down) {
+    const int which = i / (EIGHT * across), column = i % (EIGHT * across);
+    const int channel = blockIdx.y * across * EIGHT + column;
+    const float *sums = &shared[which * EIGHT + column % EIGHT][column / EIGHT];
+    double sum = 0;
+    for (int row = 0; row < down; row++) sum += sums[row * across];
+    if (channel < shape.channels)
+      partial[((size_t)blockIdx.x * 2 + which) * shape.channels + channel] = sum;
+  }
+}
+
 // partial[strip][0][c] = sum of g, partial[strip][1][c] = sum of g (x - mean), over a strip.
-//
-// Shared memory consists of 32 banks, a float each in turn, and a bank serves one address at a time.
-// Stores go to neighbouring floats: all banks. Afterwards, 8 neighbouring sums lie `pitch` apart; the
-// 4 extra floats of a row put them into different banks, with the 4 neighbours of each between.
 static __global__ void __launch_bounds__(THREADS)
     sum_strip(norm_shape shape, upstream u, int run, double *partial) {
-  enum { SUMS = 2 * EIGHT, PITCH = THREADS + 4 };
   __shared__ float shared[SUMS][PITCH];
-  const int c = first_channel(), across = blockDim.x, down = blockDim.y;
-  const int thread = threadIdx.y * across + threadIdx.x;
+  const int c = first_channel(), thread = threadIdx.y * blockDim.x + threadIdx.x;
   eight sum_g = {}, sum_g_x = {};
   if (c < shape.channels) {
     const eight mean = load_floats(u.mean + c);
-    const int first = first_pixel(run), end = min_of(shape.pixels, first + run * down);
-    for (int pixel = first; pixel < end; pixel += down) {
+    const int first = first_pixel(run), end = min_of(shape.pixels, first + run * blockDim.y);
+    for (int pixel = first; pixel < end; pixel += blockDim.y) {
       const size_t at = (size_t)pixel * shape.channels + c;
       const eight g = load_gradient(u, at), x = load_eight(u.x + at);
       for (int j = 0; j < EIGHT; j++) {
@@ -331,15 +340,7 @@ static __global__ void __launch_bounds__(THREADS)
     shared[EIGHT + j][thread] = sum_g_x.value[j];
   }
   __syncthreads();
-  for (int i = thread; i < SUMS * across; i += across * down) {
-    const int which = i / (EIGHT * across), column = i % (EIGHT * across);
-    const int channel = blockIdx.y * across * EIGHT + column;
-    const float *sums = &shared[which * EIGHT + column % EIGHT][column / EIGHT];
-    double sum = 0;
-    for (int row = 0; row < down; row++) sum += sums[row * across];
-    if (channel < shape.channels)
-      partial[((size_t)blockIdx.x * 2 + which) * shape.channels + channel] = sum;
-  }
+  store_strip(shape, shared, partial);
 }
 
 // dbeta and dgamma from the strips' sums: a block takes 32 of the 2 x channels columns, each of its
@@ -419,10 +420,10 @@ static void norm_backward(const norm_shape *shape, void *dx, void *dresidual, re
          dbeta);
 }
 
-// -- Average pool: plain and fast are the same ---------------------------------------------------------
+// -- Average pool: plain and fast are the same ---------------------------------------------------
 //
-// x is the network's smallest activation, [batch][4][4][512], 2 MB. A thread a value of y, or of dx,
-// keeps a warp's requests unbroken; wider ones would save a microsecond in two thousand.
+// x is the network's smallest activation, [batch][4][4][512], 2 MB. A thread a value of y, or of
+// dx, keeps a warp's requests unbroken; wider ones would save a microsecond in two thousand.
 
 static __global__ void average(int batch, int pixels, int channels, bf16 *y, const bf16 *x) {
   const int i = (int)thread_number();
@@ -451,7 +452,7 @@ static void pool_backward(int batch, int pixels, int channels, void *dx, const v
          dy);
 }
 
-// -- Linear layer, plain: a thread an output -------------------------------------------------------------
+// -- Linear layer, plain: a thread an output -----------------------------------------------------
 //
 // x: [batch][channels], w: [10][channels], logits: [batch][10]
 
@@ -504,17 +505,17 @@ static void linear_backward_plain(int batch, int channels, void *dx, real *dw, r
          batch, channels, dw, dbias, dlogits, x);
 }
 
-// -- Linear layer, fast ------------------------------------------------------------------------------------
+// -- Linear layer, fast --------------------------------------------------------------------------
 //
-// 1.3 million multiplications are little work, but in the plain kernels few threads do it, each in a
-// long chain: 1,280 threads of 512 steps forward, whose neighbours moreover read different rows of w,
-// and 5,130 of 128 steps for dw. Only many short chains keep a GPU busy.
+// 1.3 million multiplications are little work, but in the plain kernels few threads do it, each in
+// a long chain: 1,280 threads of 512 steps forward, whose neighbours moreover read different rows
+// of w, and 5,130 of 128 steps for dw. Only many short chains keep a GPU busy.
 //
-//     forward     a warp a logit. Lanes take eights of x and w in turn, then add up by shuffles as in
-//                 smoothing.cu.
+//     forward     a warp a logit. Lanes take eights of x and w in turn, then add up by shuffles as
+//                 in smoothing.cu.
 //     dw, dbias   a block takes 32 channels. Its 16 rows of threads share the images, each thread
-//                 holds all ten sums of a channel, so that x is read once; then the rows are added in
-//                 order, through shared memory.
+//                 holds all ten sums of a channel, so that x is read once; then the rows are added
+//                 in order, through shared memory.
 
 enum { LANES = 32, IMAGE_ROWS = 16 };
 

@@ -4,32 +4,21 @@
 //     w = w - learning_rate v                      (reference/sgd.c says which textbook's this is)
 //
 // Weights exist twice. A bf16 has 8 bits of precision: a step of less than 1/512 of a weight would
-// round to no step at all, and late in training most steps are that small. So w, g and v are floats,
-// the *master weights* that only this file reads, and each update also writes w rounded to bf16, the
-// `compute` copy that the tensor cores multiply with.
+// round to no step at all, and late in training most steps are that small. So w, g and v are
+// floats, the *master weights* that only this file reads, and each update also writes w rounded to
+// bf16, the `compute` copy that the tensor cores multiply with.
 //
-//     w, g, v   float [count]       compute   bf16 [count]       count: 11,173,962 for the full network
+//     w, g, v   float [count]      compute   bf16 [count]      count: 11,173,962 at width 64
 //
 // The arithmetic is nothing, four operations for 22 bytes that have to move (three floats in, two
 // floats and a bf16 out): 246 MB a step, 80 microseconds at an H100's 3 TB/s. A kernel like that is
-// *memory-bound*. What counts is that memory stays busy: enough loads under way at any time, each as
-// wide as it can be. All parameters lie one after another, so one launch updates them all.
+// *memory-bound*. What counts is that memory stays busy: enough loads under way at any time, each
+// as wide as it can be. All parameters lie one after another, so one launch updates them all.
 //
 // Checked by `make check`, against reference/sgd.c.
 #include "gpu.h"
 
 namespace GPU {
-
-enum { THREADS = 256 };
-
-// Blocks of THREADS threads for `count` pieces of work.
-static unsigned blocks_for(size_t count) {
-  return (unsigned)((count + THREADS - 1) / THREADS);
-}
-
-static __device__ size_t thread_number() {
-  return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-}
 
 typedef struct {
   float learning_rate, momentum, weight_decay;
@@ -40,7 +29,7 @@ static __device__ void step_one(const rates &r, float *w, float *v, float g) {
   *w -= r.learning_rate * *v;
 }
 
-// -- Plain: a thread a parameter ----------------------------------------------------------------------
+// -- Plain: a thread a parameter -----------------------------------------------------------------
 
 static __global__ void update_one(size_t count, float *w, float *v, const float *g, bf16 *compute,
                                   const step_values *step, float momentum, float weight_decay) {
@@ -56,15 +45,15 @@ static void sgd_update_plain(const parameters *p, const step_values *step, float
          p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
 }
 
-// -- Fast: a thread four parameters ---------------------------------------------------------------------
+// -- Fast: a thread four parameters --------------------------------------------------------------
 //
-// The plain kernel is nearly right: threads of a warp touch neighbouring addresses, so their requests
-// leave as one ("coalesced"). But each moves 4 bytes a thread, 128 a warp, and the processors have to
-// issue four times the instructions, and keep four times the requests in flight, for the same bytes.
-// A float4 is four floats that a thread loads or stores with one instruction: 16 bytes, the most
-// there is, at an address that must be a multiple of 16. Four and not eight parameters a thread,
-// although eight would make the bf16 store 16 bytes as well: with four, each request of a warp
-// covers one unbroken stretch of memory (512 bytes of floats, 256 of bf16).
+// The plain kernel is nearly right: threads of a warp touch neighbouring addresses, so their
+// requests leave as one ("coalesced"). But each moves 4 bytes a thread, 128 a warp, and the
+// processors have to issue four times the instructions, and keep four times the requests in flight,
+// for the same bytes. A float4 is four floats that a thread loads or stores with one instruction:
+// 16 bytes, the most there is, at an address that must be a multiple of 16. Four and not eight
+// parameters a thread, although eight would make the bf16 store 16 bytes as well: with four, each
+// request of a warp covers one unbroken stretch of memory (512 bytes of floats, 256 of bf16).
 //
 //     w    | 0  1  2  3 | 4  5  6  7 | ... | 124 .. 127 |      one warp, one request
 //            thread 0     thread 1           thread 31
@@ -105,7 +94,9 @@ static void sgd_update(const parameters *p, const step_values *step, float momen
          p->count, p->weight, p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
 }
 
-// -- The copies alone, after new weights came from the host: once a run, so the plain way is enough --
+// -- The copies alone, after new weights came from the host ---------------------------------------
+//
+// Once a run: the plain way is enough.
 
 static __global__ void copy_weights(size_t count, bf16 *compute, const float *w) {
   const size_t i = thread_number();

@@ -1,6 +1,6 @@
 // smoothing.cu - cross-entropy of a mixed batch against smoothed labels: loss, gradient, accuracy.
 //
-// The target of an image is a distribution over the classes (reference/smoothing.c has the reasons):
+// The target of an image is a distribution over the classes (why: reference/smoothing.c):
 //
 //     q_l[j] = 1 - s for j = l, s / 9 for each other class        t = lambda q_a + (1 - lambda) q_b
 //
@@ -8,15 +8,17 @@
 //
 //     logits, dlogits   float [batch][10]        results[slot]   double: sums over the batch
 //
-// A batch is small: 128 images of 10 logits are 5 KB, and the time goes into starting the kernel and
-// into waiting for its first loads. So one thread takes a whole image, and all is about adding up
-// what the threads found: the first *reduction* of the course. Its order is fixed, because floating
-// point addition is not associative: the same batch must give the same bits whatever runs first.
+// A batch is small: 128 images of 10 logits are 5 KB, and the time goes into starting the kernel
+// and into waiting for its first loads. So one thread takes a whole image, and all is about adding
+// up what the threads found: the first *reduction* of the course. Its order is fixed, because
+// floating point addition is not associative: the same batch must give the same bits whatever runs
+// first.
 //
-// An image's numbers are floats: logits minus the largest logit are within 2^-24 of their size, expf
-// and logf within two units in the last place, so that its loss is off by about 2^-23 (3 + spread of
-// the logits) and p by 2^-21 at most. Doubles, as the reference uses, would cost nothing on an H100,
-// but many GPUs compute them 32 or 64 times slower. Sums over images are doubles: a handful.
+// An image's numbers are floats: each operation is off by 2^-24 of its result, expf and logf by up
+// to 2^-22, which makes p exact to 2^-19 of itself and an image's loss to 2^-20 (3 + spread), where
+// spread is the largest logit minus the smallest. Doubles, as in the reference, would cost nothing
+// on an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are doubles: a
+// handful.
 //
 // Checked by `make check`, against reference/smoothing.c.
 #include "gpu.h"
@@ -25,7 +27,7 @@
 
 namespace GPU {
 
-// -- One image, in one thread ----------------------------------------------------------------------
+// -- One image, in one thread --------------------------------------------------------------------
 
 // What the loss needs besides the logits; passed to the kernels by value.
 typedef struct {
@@ -70,7 +72,7 @@ static __device__ step_result one_image(const loss_arguments &a, int b) {
   return result;
 }
 
-// -- Plain: a thread an image, then one thread that adds up ------------------------------------------
+// -- Plain: a thread an image, then one thread that adds up --------------------------------------
 
 static __global__ void each_image(loss_arguments a, step_result *each) {
   const int b = blockIdx.x * blockDim.x + threadIdx.x;
@@ -99,31 +101,33 @@ static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_
   launch("add_images", add_images, {1, 1, 0}, a, each);
 }
 
-// -- Fast: one launch -----------------------------------------------------------------------------------
+// -- Fast: one launch ----------------------------------------------------------------------------
 //
 // What the plain version wastes: a second launch, some microseconds, most of them spent by a single
 // thread that fetches number after number from memory while the rest of the GPU stands by.
 //
 // The threads of one block can do better, because they can talk to each other in two ways:
 //
-//     within a warp    __shfl_xor_sync(mask, value, bits): take the value of the lane (thread of the
-//                      warp) whose number differs in `bits`. Five rounds, 16, 8, 4, 2, 1, and each of
-//                      the 32 lanes holds the sum of all, registers only.
-//     within a block   __shared__ memory: small, as fast as a cache, seen by all threads of the block.
+//     within a warp    __shfl_xor_sync(mask, value, bits): take the value of the lane (thread of
+//                      the warp) whose number differs in `bits`. Five rounds, 16, 8, 4, 2, 1, and
+//                      each of the 32 lanes holds the sum of all, registers only.
+//     within a block   __shared__ memory: small, as fast as a cache, seen by the block's threads.
 //                      __syncthreads() waits until all of them have come there, with their stores.
 //
-//     image        0  1  2 ...  31 | 32 33  ...  63 | 64  ...        thread t: images t, t + threads..
+//     image        0  1  2 ...  31 | 32 33  ...  63 | 64  ...     thread t: images t, t + threads..
 //     warp              0          |       1        |  ...
 //     shuffles       \  |  /            \  |  /                      a sum a warp
 //     shared          [ 0 ]              [ 1 ]        ...            thread 0 adds them in order
 //
 // One block means one processor of the GPU; up to 1024 images, that is one image a thread, and more
-// processors would have nothing to do but wait for the same loads. Beyond, threads take several.
+// processors would only wait for the same loads. Beyond, threads take several. Threads whose rows
+// lie 40 bytes apart make ragged requests, 7 times as many pieces as the bytes need; of 5 KB, let
+// them.
 
 enum { LANES = 32, MOST_THREADS = 1024 };
 
-// The sum of all lanes' values, in every lane. Each round adds the same two numbers on both sides of
-// an exchange, so all lanes hold the same bits.
+// The sum of all lanes' values, in every lane. Each round adds the same two numbers on both sides
+// of an exchange, so all lanes hold the same bits.
 static __device__ double sum_over_warp(double value) {
   for (int bits = LANES / 2; bits; bits /= 2) value += __shfl_xor_sync(0xffffffff, value, bits);
   return value;

@@ -1,5 +1,5 @@
-// simt/simt.cpp - the machinery that runs a kernel: blocks, warps, fibers, barriers, warp operations,
-// asynchronous copies. simt.h says what for; read from the top.
+// simt/simt.cpp - the machinery that runs a kernel: blocks, warps, fibers, barriers, warp
+// operations, asynchronous copies. simt.h says what for; read from the top.
 #include "gpu.h"
 #include "inside.h"
 
@@ -17,7 +17,7 @@ static void *body_argument;
 static void *new_fiber(int thread);
 extern "C" void simt_switch(void **from, void *to);
 
-// -- A grid, its blocks, their warps ---------------------------------------------------------------
+// -- A grid, its blocks, their warps --------------------------------------------------------------
 
 static const char *describe(const simt_thread *t) {
   if (t->state == DONE) return simt_text("thread %d has returned", t->number);
@@ -39,7 +39,8 @@ static int lanes_of(int warp) {
   return left < WARP ? left : WARP;
 }
 
-// Thread t waits in vain: for a thread of its block, if that is a barrier, or for a lane of its mask.
+// Thread t waits in vain: for a thread of its block, if that is a barrier, or for a lane of its
+// mask.
 __attribute__((noreturn)) static void report_missing(simt_thread *t) {
   simt_thread *from = t->state == IN_WARP ? first_lane(t) : simt_now.threads;
   const int count = t->state == IN_WARP ? lanes_of(t->number / WARP) : simt_now.count;
@@ -114,10 +115,11 @@ void simt_run(const char *kernel, launch_shape s, void (*run)(void *), void *arg
         run_block();
       }
   simt_now.thread = NULL;
+  simt_now.kernel = NULL;
   simt_memory_closes();
 }
 
-// -- Fibers ----------------------------------------------------------------------------------------
+// -- Fibers ---------------------------------------------------------------------------------------
 
 // simt_switch saves what a function call must preserve on the stack, remembers the stack pointer in
 // *from, and continues on the stack `to`, which it left earlier, or which new_fiber prepared.
@@ -157,8 +159,8 @@ static void run_thread() {
   abort(); // nobody lets a thread run that is done
 }
 
-// A stack on which simt_switch finds zeroes for every register, and run_thread to return to, 16-byte
-// aligned as after a call.
+// A stack on which simt_switch finds zeroes for every register, and run_thread to return to,
+// 16-byte aligned as after a call.
 static void *new_fiber(int thread) {
   void **top = (void **)(simt_stack(thread) + PAGE) - 4;
   top[0] = (void *)run_thread;
@@ -175,7 +177,7 @@ uint8_t *simt_stack(int thread) {
   return stacks + (2 * thread + 1) * PAGE;
 }
 
-// -- Barriers and warp operations ------------------------------------------------------------------
+// -- Barriers and warp operations -----------------------------------------------------------------
 
 static simt_thread *wait_at(const char *what, thread_state state, site where) {
   simt_thread *t = simt_now.thread;
@@ -233,7 +235,7 @@ void simt_exchange(void *data[WARP]) {
   }
 }
 
-// -- ldmatrix and mma: gpu.h says which lane holds which elements ----------------------------------
+// -- ldmatrix and mma: gpu.h says which lane holds which elements ---------------------------------
 
 // A pointer to each lane's request. These operations need all 32 lanes.
 template <typename T> static T **whole_warp(void *data[WARP]) {
@@ -300,7 +302,7 @@ void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2], site whe
   simt_together("mma", 0xffffffff, &request, multiply, where);
 }
 
-// -- Asynchronous copies ---------------------------------------------------------------------------
+// -- Asynchronous copies --------------------------------------------------------------------------
 
 void copy_async(void *shared, const void *global, bool valid, site where) {
   simt_thread *t = simt_now.thread;

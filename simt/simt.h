@@ -1,24 +1,25 @@
 // simt/simt.h - how a GPU runs your kernel: enough of CUDA for g++ to compile the .cu files, in a
 // program that you can step through with gdb.
 //
-// A GPU starts a grid of blocks of threads. The threads of a block share a small fast memory and can
-// wait for each other (__syncthreads); each 32 of them, a warp, execute together and can read each
-// other's registers (shuffles, ldmatrix, mma). Here, a CUDA thread is a fiber: a stack of its own
-// and a place where it stopped. All run in one thread of the operating system, one after another:
+// A GPU starts a grid of blocks of threads. The threads of a block share a small fast memory and
+// can wait for each other (__syncthreads); each 32 of them, a warp, execute together and can read
+// each other's registers (shuffles, ldmatrix, mma). Here, a CUDA thread is a fiber: a stack of its
+// own and a place where it stopped. All run in one thread of the operating system, one after
+// another:
 //
 //     for each block                    poison the shared memory with NaN
 //       for each warp                   forward, or reversed: what depends on the order, differs
 //         for each lane                 run it up to its next barrier, warp operation, or end
 //
 // What the hardware leaves undefined is made to hurt: device and shared memory start as NaN; the
-// target of a cp.async is NaN until the thread waits for it; a barrier or warp operation that not all
-// threads reach is reported with the lines where they are instead. watch.cpp adds, for kernels
+// target of a cp.async is NaN until the thread waits for it; a barrier or warp operation that not
+// all threads reach is reported with the lines where they are instead. watch.cpp adds, for kernels
 // compiled with -fsanitize=thread, what only single accesses can show: races, uninitialised memory,
 // bounds, bank conflicts, sectors.
 //
 // It cannot show what this file itself has wrong: the layout of mma's fragments is our reading of
-// the PTX manual, the kernels' is the same. Nor do two threads ever run at the same time. Only a GPU
-// has the last word. Checked by tests/simt_test.cpp: a broken kernel for each kind of mistake.
+// the PTX manual, the kernels' is the same. Nor do two threads ever run at the same time. Only a
+// GPU has the last word. Checked by tests/simt_test.cpp: a broken kernel for each kind of mistake.
 #ifndef SIMT_H
 #define SIMT_H
 
@@ -64,15 +65,15 @@ static inline site here(const char *file = __builtin_FILE(), int line = __builti
   return {file, line};
 }
 
-// -- Barriers and warp operations ------------------------------------------------------------------
+// -- Barriers and warp operations -----------------------------------------------------------------
 
 void __syncthreads(site where = here());
 void __syncwarp(unsigned mask = 0xffffffff, site where = here());
 
-// A warp operation: each lane of `mask` brings its own `data`; the last to arrive lets `act` work on
-// all of them, in one go, and then all continue. data[lane] is NULL for lanes that take no part: not
-// in the mask, or no longer running. CUDA: "all non-exited threads named in mask must execute the
-// same intrinsic with the same mask".
+// A warp operation: each lane of `mask` brings its own `data`; the last to arrive lets `act` work
+// on all of them, in one go, and then all continue. data[lane] is NULL for lanes that take no part:
+// not in the mask, or no longer running. CUDA: "all non-exited threads named in mask must execute
+// the same intrinsic with the same mask".
 enum { WARP = 32 };
 typedef void simt_action(void *data[WARP]);
 void simt_together(const char *name, unsigned mask, void *data, simt_action *act, site where);
@@ -139,7 +140,7 @@ void load_matrices(uint32_t to[4], const void *row, site where = here());
 void load_matrices_transposed(uint32_t to[4], const void *row, site where = here());
 void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2], site where = here());
 
-// -- Launching a kernel, and its memory ------------------------------------------------------------
+// -- Launching a kernel, and its memory -----------------------------------------------------------
 
 struct launch_shape {
   dim3 grid, block;

@@ -24,10 +24,10 @@
 
 enum deed { READ, WRITE, ATOMIC };
 
-// A time is epoch * MAX_THREADS + the thread that it is about. A new epoch begins with each block and
-// barrier, and at a __syncwarp for its lanes.
+// A time is epoch * MAX_THREADS + the thread that it is about. A new epoch begins with each block
+// and barrier, and at a __syncwarp for its lanes.
 struct history {
-  uint64_t write, read, other_read; // the last by another thread than `read`
+  uint64_t write, read, other_read; // an earlier one, by another thread than `read`
   uint16_t write_place, read_place, other_place;
   bool in_flight, atomic; // is a cp.async's target; was written by an atomic operation
 };
@@ -38,10 +38,11 @@ struct piece { // of memory
   bool shared;
 };
 
-// -- Memory ----------------------------------------------------------------------------------------
+// -- Memory ---------------------------------------------------------------------------------------
 
-// All device memory: first the block's dynamic shared memory, then what simt_allocate gave away, each
-// followed by a page that must not be touched, so that also a kernel that is not watched is stopped.
+// All device memory: first the block's dynamic shared memory, then what simt_allocate gave away,
+// each followed by a page that must not be touched, so that also a kernel that is not watched is
+// stopped.
 enum : size_t { MAX_SHARED = 227 << 10, ARENA = 16ull << 30, FIRST = 5 * PAGE };
 static uint8_t *arena;
 static size_t arena_used = FIRST;
@@ -49,6 +50,7 @@ static piece *piece_at; // [ARENA / PAGE]: what a page belongs to
 static int pieces;
 static piece dynamic_shared, static_shared; // static: this program's thread-local variables
 static uint8_t *saved;                      // what they are when no kernel runs
+static size_t load_address;                 // of the program
 static bool watching;                       // some kernel calls our hooks
 
 uint8_t *simt_map(size_t bytes, bool usable) {
@@ -70,12 +72,14 @@ static piece new_piece(uint8_t *start, size_t bytes, bool shared) {
 }
 
 static void crashed(int) {
-  if (simt_now.thread) simt_report("no memory there, or a stack overflow: watched, it has a line");
+  if (simt_now.thread)
+    simt_report("out of bounds, or its stack is full; watched, the kernel has a line");
   signal(SIGSEGV, SIG_DFL);
 }
 
 // The first object that the loader lists is the program itself.
-static int find_thread_locals(struct dl_phdr_info *info, size_t, void *) {
+static int find_program(struct dl_phdr_info *info, size_t, void *) {
+  load_address = info->dlpi_addr;
   for (int i = 0; i < info->dlpi_phnum; i++)
     if (info->dlpi_phdr[i].p_type == PT_TLS && info->dlpi_tls_data)
       static_shared = new_piece((uint8_t *)info->dlpi_tls_data, info->dlpi_phdr[i].p_memsz, true);
@@ -91,7 +95,7 @@ static void open_arena() {
   simt_usable(arena, FIRST - PAGE, true);
   piece_at = (piece *)simt_map(ARENA / PAGE * sizeof *piece_at, true);
   dynamic_shared = new_piece(arena, FIRST, true);
-  dl_iterate_phdr(find_thread_locals, NULL);
+  dl_iterate_phdr(find_program, NULL);
   saved = simt_map(static_shared.end - static_shared.start + 1, true);
   crash.sa_handler = crashed;
   crash.sa_flags = SA_ONSTACK;
@@ -122,7 +126,7 @@ void simt_release(void *memory) {
   if (!memory) return;
   const size_t page = ((uint8_t *)memory - arena) / PAGE;
   const piece p = page < ARENA / PAGE ? piece_at[page] : piece();
-  if (p.start != memory) simt_report("released, but not allocated: %p", memory);
+  if (p.start != memory) simt_report("%p is released, but not allocated", memory);
   for (size_t i = page; piece_at[i].start == memory; i++) {
     piece_at[i] = piece();
     simt_usable(arena + i * PAGE, PAGE, false);
@@ -147,7 +151,7 @@ static inline const piece *piece_of(const uint8_t *a) {
   return depth < PAGE || (a >= __executable_start && a < _end) ? NULL : &none;
 }
 
-// -- Reports, with the line in the source ----------------------------------------------------------
+// -- Reports, with the line in the source ---------------------------------------------------------
 
 const char *simt_text(const char *format, ...) {
   static char text[4][500];
@@ -162,8 +166,11 @@ const char *simt_text(const char *format, ...) {
 void simt_report(const char *format, ...) {
   va_list arguments;
   fflush(stdout);
-  fprintf(stderr, "simt: %s, block (%u, %u, %u), thread %d: ", simt_now.kernel, blockIdx.x,
-          blockIdx.y, blockIdx.z, simt_now.thread ? simt_now.thread->number : -1);
+  fprintf(stderr, "simt: %s", simt_now.kernel ? simt_now.kernel : "device memory");
+  if (simt_now.thread)
+    fprintf(stderr, ", block (%u, %u, %u), thread %d", blockIdx.x, blockIdx.y, blockIdx.z,
+            simt_now.thread->number);
+  fputs(": ", stderr);
   va_start(arguments, format);
   vfprintf(stderr, format, arguments);
   va_end(arguments);
@@ -171,11 +178,11 @@ void simt_report(const char *format, ...) {
   exit(1);
 }
 
-// A site that a hook made has line 0, and its return address for a file: addr2line finds the line in
-// the -g part of the program; for an inlined function, also the lines that call it.
+// A site that a hook made has line 0, and its return address for a file: addr2line finds the line
+// in the -g part of the program; for an inlined function, also the lines that call it.
 static const char *name_of(site where) {
   if (where.line) return simt_text("%s:%d", where.file, where.line);
-  const size_t address = (uintptr_t)where.file - 1 - _r_debug.r_map->l_addr;
+  const size_t address = (uintptr_t)where.file - 1 - load_address;
   const char *name = "", *link = "";
   char line[300];
   FILE *tool =
@@ -189,7 +196,7 @@ static const char *name_of(site where) {
   return simt_text("address 0x%zx (no line: is addr2line, of binutils, there?)", address);
 }
 
-// -- Races, and other misuse -----------------------------------------------------------------------
+// -- Races, and other misuse ----------------------------------------------------------------------
 
 static uint64_t epoch, launch_began, block_began, barrier_passed;
 static uint64_t now[MAX_THREADS];        // each thread's time
@@ -248,12 +255,13 @@ static inline void touch(history *h, int place) {
     simt_report("a copy in flight: %s at %s, before thread %d has waited for the cp.async at %s",
                 did[current.kind], name_of(current.where), (int)(h->write % MAX_THREADS),
                 name_of(site_of(h->write_place)));
-  if (current.kind == READ && current.in->shared && h->write < block_began)
+  if (current.kind != WRITE && current.in->shared && h->write < block_began)
     simt_report("uninitialised shared memory: read at %s", name_of(current.where));
   if (!h->atomic || current.kind != ATOMIC)
     order(h->write, h->write_place, h->atomic ? ATOMIC : WRITE);
   if (current.kind == READ) {
-    if (h->read % MAX_THREADS != time % MAX_THREADS || h->read < block_began) {
+    const bool another = h->read % MAX_THREADS != time % MAX_THREADS || h->read < block_began;
+    if (another && is_over(h->other_read)) {
       h->other_read = h->read;
       h->other_place = h->read_place;
     }
@@ -291,7 +299,7 @@ static history *watch(const void *address, size_t bytes, deed kind, site where,
   return h;
 }
 
-// -- Who calls it: the compiler's hooks, and the operations of simt.cpp ----------------------------
+// -- Who calls it: the compiler's hooks, and the operations of simt.cpp ---------------------------
 
 #define HOOK(name, ...)                                                                            \
   extern "C" void __tsan_##name {                                                                  \
@@ -366,10 +374,11 @@ void simt_block_starts() {
   block_began = barrier_passed;
 }
 
-// -- What accesses cost ----------------------------------------------------------------------------
+// -- What accesses cost ---------------------------------------------------------------------------
 
 // The lanes of a warp execute an instruction together: all their addresses make one request. Here
-// they come one after another: the n-th time that each comes by since the warp last stopped, is one.
+// they come one after another: the n-th time that each comes by since the warp last stopped, is
+// one.
 struct request {
   uint32_t lanes; // that came by
   uintptr_t address[WARP];
@@ -433,9 +442,9 @@ static int different(const request *r, int first, int lanes, int bytes, int unit
   return n;
 }
 
-// Shared memory has 32 banks, of a word of 4 bytes each in turn; a bank serves one word at a time, to
-// all lanes that want it. Lanes that want 8 or 16 bytes go in 2 or 4 phases. Global memory comes in
-// sectors of 32 bytes.
+// Shared memory has 32 banks, of a word of 4 bytes each in turn; a bank serves one word at a time,
+// to all lanes that want it. Lanes that want 8 or 16 bytes go in 2 or 4 phases. Global memory comes
+// in sectors of 32 bytes.
 static void settle(const request *r, const place *p, simt_cost *cost) {
   const int lanes = !p->shared || p->bytes <= 4 ? WARP : WARP * 4 / p->bytes;
   uintptr_t at[WARP];

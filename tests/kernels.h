@@ -29,6 +29,10 @@ typedef struct {
   int count;
 } devices; // plain and fast
 
+// SMALL: in the selection `quick`. LARGE: the plain kernel is not run reversed; LARGEST: neither
+// is.
+typedef enum { SMALL, MEDIUM, LARGE, LARGEST } extent;
+
 typedef struct test_case {
   const char *operation; // its name in device.h
   char shape[48];        // in words
@@ -36,9 +40,16 @@ typedef struct test_case {
   conv_shape conv;
   norm_shape norm;
   int batch, pixels, channels;
-  bool option, relu; // with sums, accumulating, with a residual, ..: the operation's own
-  int alias;         // norm_backward: which arrays are one
-  bool small;        // in the selection `quick`
+  union { // what an operation can be asked for, each by its name
+    bool option, with_sums, accumulate, with_residual, with_dlogits, with_momentum;
+  };
+  union {
+    bool relu, smoothed, usual_decay;
+  };
+  union {
+    int alias, lambda; // norm_backward: which arrays are one; make_step's numbers
+  };
+  extent size;
 } test_case;
 
 // -- The table ------------------------------------------------------------------------------------
@@ -52,7 +63,8 @@ typedef struct {
 } row;
 
 typedef struct {
-  pid_t process; // that works on it; 0: not begun, or done
+  pid_t process;      // that works on it; 0: not begun, or done
+  const char *device; // and for which device
   int rows;
   row row[CASE_ROWS];
 } case_rows;
@@ -80,10 +92,10 @@ static inline void add_row(const test_case *c, const char *device_name, const ch
   r->tolerance = tolerance;
   char described[80];
   snprintf(described, sizeof described, "%s%s%s", c->shape, *what ? ", " : "", what);
-  snprintf(r->text, sizeof r->text, "%-20s %-46s %-10s", c->operation, described, device_name);
+  snprintf(r->text, sizeof r->text, "%-20s %-52s %-10s", c->operation, described, device_name);
 }
 
-// -- Arrays on a device -----------------------------------------------------------------------------
+// -- Arrays on a device ---------------------------------------------------------------------------
 
 typedef enum { ACTIVATIONS, WEIGHTS, REALS, BYTES } format; // WEIGHTS: what convolutions read
 
@@ -102,8 +114,7 @@ enum { MAX_ARRAYS = 16, PATTERN = 0xA5 };
 static array arrays[MAX_ARRAYS];
 static int array_count;
 static array *x, *w, *y, *dy, *dx, *dw, *sums; // those of the case at work that many cases have
-static bool
-    unguarded; // the command line's word: arrays as tight as the simulator's watch wants them
+static bool unguarded; // from the command line: so the simulator's watch sees the first byte beyond
 
 static inline size_t element_bytes(const device *d, format f) {
   return f == BYTES ? 1 : f == REALS ? sizeof(real) : d->activation_bytes;
@@ -129,7 +140,8 @@ static inline array *new_array(const device *d, format f, size_t count, bool is_
   return a;
 }
 
-// host: floats, or BYTES; the device's conversion to its own format is checked by a case of its own.
+// host: floats, or BYTES; the device's conversion to its own format is checked by a case of its
+// own.
 static inline array *filled(const device *d, format f, const void *host, size_t count,
                             bool is_output) {
   array *a = new_array(d, f, count, is_output);
@@ -183,21 +195,24 @@ static inline bool run_once(const test_case *c, const device *d, launcher *launc
   return good;
 }
 
+// Twice, to the same bits; the second time, on the simulator, with the last warp and lane first.
 static inline void run(const test_case *c, const device *d, launcher *launch) {
-  add_row(c, d->name, "inputs and guards intact", !run_once(c, d, launch, false), 0);
+  results[kind].of[c - cases].device = d->name;
+  add_row(c, d->name, "no stray write", !run_once(c, d, launch, false), 0);
   for (int i = 0; i < array_count; i++) {
     array *a = &arrays[i];
     if (a->format == REALS) memcpy(a->values, a->after + a->guard, a->bytes);
     if (a->format == ACTIVATIONS || a->format == WEIGHTS)
       d->download_activations(a->values, a->data, a->count);
   }
+  if (c->size == LARGEST || (c->size == LARGE && strstr(d->name, "-plain"))) return;
   simt_reversed = kind == SIMULATED;
-  add_row(c, d->name, kind == SIMULATED ? "same bits reversed" : "same bits again",
-          !run_once(c, d, launch, true), 0);
+  add_row(c, d->name, kind == SIMULATED ? "reversed" : "repeated", !run_once(c, d, launch, true),
+          0);
   simt_reversed = false;
 }
 
-// -- Comparing ---------------------------------------------------------------------------------------
+// -- Comparing ------------------------------------------------------------------------------------
 
 // Half the distance between neighbouring numbers of 8 significant bits at |value|: what rounding to
 // the nearest bf16 may change.
@@ -243,8 +258,8 @@ static inline real *squares(const real *values, size_t count) {
   return result;
 }
 
-// A row for the element with the largest error / tolerance. slack[i]: what the arithmetic before the
-// rounding of the result may add up to.
+// A row for the element with the largest error / tolerance. slack[i]: what the arithmetic before
+// the rounding of the result may add up to.
 static inline void compare(const test_case *c, const array *out, const char *what,
                            const real *expected, const double *slack) {
   const bool bf16 = element_bytes(out->device, out->format) == 2;
@@ -269,7 +284,7 @@ static inline void compare_exactly(const test_case *c, const array *out, const c
   add_row(c, out->device->name, what, (double)wrong, 0);
 }
 
-// -- Processes ----------------------------------------------------------------------------------------
+// -- Processes ------------------------------------------------------------------------------------
 
 typedef struct {
   uint64_t seed;
@@ -282,7 +297,7 @@ static inline bool is_gpu(const char *device_name) {
 }
 
 static inline bool selected(const selection *s, const test_case *c) {
-  return (!s->operation || !strcmp(s->operation, c->operation)) && (!s->quick || c->small);
+  return (!s->operation || !strcmp(s->operation, c->operation)) && (!s->quick || c->size == SMALL);
 }
 
 // The devices of this process's kind; none, with a line in results, where there is no GPU.
@@ -327,30 +342,45 @@ static inline pid_t start_worker(const selection *s, int its_kind) {
   _exit(0);
 }
 
-// A worker that ended within a case leaves its number there.
-static inline void fail_case_of(pid_t worker, int status) {
-  char text[60];
+static inline const char *describe_end(int status) {
+  static char text[60];
+  snprintf(text, sizeof text, "ended by %s %d", WIFSIGNALED(status) ? "signal" : "exit status",
+           WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+  return text;
+}
+
+// A worker that ended within a case left its number there: the case has failed. False: there is
+// none.
+static inline bool fail_case_of(pid_t worker, int status) {
   for (kind = SIMULATED; kind <= ON_GPU; kind++)
     for (int i = 0; i < case_count; i++) {
       case_rows *c = &results[kind].of[i];
       if (c->process != worker) continue;
-      snprintf(text, sizeof text, "ended by %s %d", WIFSIGNALED(status) ? "signal" : "exit status",
-               WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
       if (c->rows == CASE_ROWS) c->rows--;
-      add_row(&cases[i], kind == ON_GPU ? "cuda" : "simt", text, 1, 0);
+      add_row(&cases[i], c->device ? c->device : "?", describe_end(status), 1, 0);
       c->process = 0;
+      return true;
     }
+  return false;
 }
 
 static inline void run_workers(const selection *s) {
   const int processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
   const int simulators = processors < 1 ? 1 : processors > 8 ? 8 : processors;
-  int running = 0, status;
+  int running = 1 + simulators, status;
+  if (getenv("SIMT_REPORT")) { // what this process does, the simulator counts and reports
+    kind = SIMULATED;
+    work(s);
+    return;
+  }
   pid_t worker, gpu_worker = start_worker(s, ON_GPU);
-  for (running = 1; running <= simulators; running++) start_worker(s, SIMULATED);
+  for (int i = 0; i < simulators; i++) start_worker(s, SIMULATED);
   for (; running && (worker = wait(&status)) > 0; running--) {
     if (status == 0) continue;
-    fail_case_of(worker, status);
+    if (!fail_case_of(worker, status)) {
+      check(false, "a process %s outside of any case", describe_end(status));
+      continue;
+    }
     const bool gpu = worker == gpu_worker;
     worker = start_worker(s, gpu ? ON_GPU : SIMULATED);
     if (gpu) gpu_worker = worker;
@@ -364,7 +394,7 @@ static inline void *shared_memory(size_t bytes) {
   return memory;
 }
 
-// -- The result ---------------------------------------------------------------------------------------
+// -- The result -----------------------------------------------------------------------------------
 
 typedef struct {
   const char *operation, *device;
@@ -398,6 +428,7 @@ static inline void print_results(void) {
     printf("%-20s %-10s %6d %6d  %.3f\n", all[i].operation, all[i].device, all[i].rows,
            all[i].failed, all[i].worst);
   if (results[ON_GPU].no_gpu[0]) printf("no rows for cuda: %s\n", results[ON_GPU].no_gpu);
+  if (!count) check(false, "nothing was checked");
 }
 
 #endif

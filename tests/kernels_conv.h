@@ -21,7 +21,8 @@ static conv_inputs draw_conv(const conv_shape *s) {
   return n;
 }
 
-// kernels_test.c's formula from K and R^2. before, or NULL: what is added to the sum in one more addition.
+// kernels_test.c's formula from K and R^2. before, or NULL: what is added to the sum in one more
+// addition.
 static double *conv_slack(size_t count, const real *r_squared, double k, const real *before) {
   double *slack = take(count * sizeof *slack);
   for (size_t i = 0; i < count; i++) {
@@ -33,11 +34,11 @@ static double *conv_slack(size_t count, const real *r_squared, double k, const r
 }
 
 static void launch_conv_forward(const test_case *c, const device *d) {
-  d->conv_forward(&c->conv, y->data, x->data, w->data, c->option ? sums->data : NULL);
+  d->conv_forward(&c->conv, y->data, x->data, w->data, c->with_sums ? sums->data : NULL);
 }
 
-// Of the values that the device itself stored. Up to 256 of them may have been added in float before
-// the sum went on in double.
+// Of the values that the device itself stored. Up to 256 of them may have been added in float
+// before the sum went on in double.
 static void compare_sums(const test_case *c, const device *d) {
   const int channels = c->conv.out_channels;
   const double *actual = (const double *)(sums->after + sums->guard);
@@ -67,16 +68,16 @@ static void test_conv_forward(const test_case *c, const devices *on) {
     x = input(on->of[i], ACTIVATIONS, n.x, n.in);
     w = input(on->of[i], WEIGHTS, n.w, n.filters);
     y = output(on->of[i], ACTIVATIONS, n.out);
-    if (c->option) sums = output(on->of[i], BYTES, 2 * sizeof(double) * (size_t)s->out_channels);
+    if (c->with_sums) sums = output(on->of[i], BYTES, 2 * sizeof(double) * (size_t)s->out_channels);
     run(c, on->of[i], launch_conv_forward);
     compare(c, y, "", expected, slack);
-    if (c->option) compare_sums(c, on->of[i]);
+    if (c->with_sums) compare_sums(c, on->of[i]);
     free_arrays();
   }
 }
 
 static void launch_conv_backward_input(const test_case *c, const device *d) {
-  d->conv_backward_input(&c->conv, dx->data, dy->data, w->data, c->option);
+  d->conv_backward_input(&c->conv, dx->data, dy->data, w->data, c->accumulate);
 }
 
 static void test_conv_backward_input(const test_case *c, const devices *on) {
@@ -84,15 +85,15 @@ static void test_conv_backward_input(const test_case *c, const devices *on) {
   const conv_inputs n = draw_conv(s);
   real *expected = take(n.in * sizeof *expected), *r_squared = poison(n.in);
   memcpy(expected, n.before, n.in * sizeof *expected);
-  reference_conv_backward_input(s, expected, n.dy, n.w, c->option);
+  reference_conv_backward_input(s, expected, n.dy, n.w, c->accumulate);
   cpu_conv_backward_input(s, r_squared, squares(n.dy, n.out), squares(n.w, n.filters), false);
   const double *slack = conv_slack(n.in, r_squared, s->kernel * s->kernel * s->out_channels,
-                                   c->option ? n.before : NULL);
+                                   c->accumulate ? n.before : NULL);
   for (int i = 0; i < on->count; i++) {
     dy = input(on->of[i], ACTIVATIONS, n.dy, n.out);
     w = input(on->of[i], WEIGHTS, n.w, n.filters);
-    dx = c->option ? changed(on->of[i], ACTIVATIONS, n.before, n.in)
-                   : output(on->of[i], ACTIVATIONS, n.in);
+    dx = c->accumulate ? changed(on->of[i], ACTIVATIONS, n.before, n.in)
+                       : output(on->of[i], ACTIVATIONS, n.in);
     run(c, on->of[i], launch_conv_backward_input);
     compare(c, dx, "", expected, slack);
     free_arrays();

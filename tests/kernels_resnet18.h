@@ -1,5 +1,5 @@
-// kernels_resnet18.h - the cases of resnet18.cu for kernels_test.c: batch normalisation, pool, linear.
-// A formula of a few operations gets 2^-24 of its largest term for each of them; sums, what
+// kernels_resnet18.h - the cases of resnet18.cu for kernels_test.c: batch normalisation, pool,
+// linear. A formula of a few operations gets 2^-24 of its largest term for each of them; sums, what
 // kernels_test.c derives.
 #ifndef KERNELS_RESNET18_H
 #define KERNELS_RESNET18_H
@@ -7,7 +7,7 @@
 #include "../resnet18.h"
 #include "kernels.h"
 
-// -- Batch normalisation ---------------------------------------------------------------------------------
+// -- Batch normalisation --------------------------------------------------------------------------
 
 typedef struct {
   size_t count;
@@ -15,8 +15,8 @@ typedef struct {
   double *sums;
 } norm_inputs;
 
-// Channel 1 lies far from zero, where sum of squares / n - mean^2 in float would be wrong in the third
-// digit; channel 2 is constant, where nothing but epsilon keeps the division finite.
+// Channel 1 lies far from zero, where sum of squares / n - mean^2 in float would be wrong in the
+// third digit; channel 2 is constant, where nothing but epsilon keeps the division finite.
 static norm_inputs draw_norm(const norm_shape *s) {
   const size_t channels = (size_t)s->channels;
   norm_inputs n = {.count = (size_t)s->pixels * channels};
@@ -39,8 +39,8 @@ static norm_inputs draw_norm(const norm_shape *s) {
   return n;
 }
 
-// y has 8 roundings on its way: of the mean, the square root, its inverse, gamma's product with it, and
-// the four operations on x; each of up to 2^-24 of the largest term. The reference has as many.
+// y has 8 roundings on its way: of the mean, the square root, its inverse, gamma's product with it,
+// and the four operations on x; each of up to 2^-24 of the largest term. The reference has as many.
 static double *norm_slack(const norm_shape *s, const norm_inputs *n, const real *mean,
                           const real *inverse_std, bool residual) {
   double *slack = take(n->count * sizeof *slack);
@@ -59,8 +59,8 @@ static array *residual, *gammas, *betas, *running_mean, *running_var, *mean, *in
 
 static void launch_norm_forward(const test_case *c, const device *d) {
   d->norm_forward(&c->norm, y->data, x->data, sums->data, gammas->data, betas->data,
-                  c->option ? residual->data : NULL, c->relu, running_mean->data, running_var->data,
-                  mean->data, inverse_std->data);
+                  c->with_residual ? residual->data : NULL, c->relu, running_mean->data,
+                  running_var->data, mean->data, inverse_std->data);
 }
 
 static void put_norm_inputs(const test_case *c, const device *d, const norm_inputs *n) {
@@ -69,7 +69,7 @@ static void put_norm_inputs(const test_case *c, const device *d, const norm_inpu
   gammas = input(d, REALS, n->gamma, channels);
   betas = input(d, REALS, n->beta, channels);
   y = output(d, ACTIVATIONS, n->count);
-  if (c->option) residual = input(d, ACTIVATIONS, n->residual, n->count);
+  if (c->with_residual) residual = input(d, ACTIVATIONS, n->residual, n->count);
 }
 
 static void test_norm_forward(const test_case *c, const devices *on) {
@@ -79,12 +79,13 @@ static void test_norm_forward(const test_case *c, const devices *on) {
   real *moved_mean = memcpy(take(bytes), n.mean, bytes);
   real *moved_var = memcpy(take(bytes), n.variance, bytes);
   reference_norm_forward(&c->norm, expected, n.x, n.sums, n.gamma, n.beta,
-                         c->option ? n.residual : NULL, c->relu, moved_mean, moved_var, m, inverse);
+                         c->with_residual ? n.residual : NULL, c->relu, moved_mean, moved_var, m,
+                         inverse);
   // 0.9 running + 0.1 mean can cancel; the terms cannot.
   double *slack_of_mean = take(channels * sizeof(double));
   for (size_t k = 0; k < channels; k++)
     slack_of_mean[k] = 4 * EPSILON * (fabs((double)n.mean[k]) + 0.1 * fabs((double)m[k]));
-  const double *slack = norm_slack(&c->norm, &n, m, inverse, c->option);
+  const double *slack = norm_slack(&c->norm, &n, m, inverse, c->with_residual);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     put_norm_inputs(c, d, &n);
@@ -105,7 +106,7 @@ static void test_norm_forward(const test_case *c, const devices *on) {
 
 static void launch_norm_inference(const test_case *c, const device *d) {
   d->norm_inference(&c->norm, y->data, x->data, gammas->data, betas->data,
-                    c->option ? residual->data : NULL, c->relu, running_mean->data,
+                    c->with_residual ? residual->data : NULL, c->relu, running_mean->data,
                     running_var->data);
 }
 
@@ -113,10 +114,10 @@ static void test_norm_inference(const test_case *c, const devices *on) {
   const norm_inputs n = draw_norm(&c->norm);
   const size_t channels = (size_t)c->norm.channels;
   real *expected = poison(n.count), *inverse = poison(channels);
-  reference_norm_inference(&c->norm, expected, n.x, n.gamma, n.beta, c->option ? n.residual : NULL,
-                           c->relu, n.mean, n.variance);
+  reference_norm_inference(&c->norm, expected, n.x, n.gamma, n.beta,
+                           c->with_residual ? n.residual : NULL, c->relu, n.mean, n.variance);
   for (size_t k = 0; k < channels; k++) inverse[k] = (real)(1 / sqrt(n.variance[k] + NORM_EPSILON));
-  const double *slack = norm_slack(&c->norm, &n, n.mean, inverse, c->option);
+  const double *slack = norm_slack(&c->norm, &n, n.mean, inverse, c->with_residual);
   for (int i = 0; i < on->count; i++) {
     put_norm_inputs(c, on->of[i], &n);
     running_mean = input(on->of[i], REALS, n.mean, channels);
@@ -129,8 +130,8 @@ static void test_norm_inference(const test_case *c, const devices *on) {
 
 // What device.h allows: which of dx, dresidual and dy are one array.
 enum { NO_RESIDUAL, DX_IS_DY, SEPARATE, DRESIDUAL_IS_DY, DX_IS_DY_AND_DRESIDUAL, ALIASES };
-static const char *const alias_names[] = {"no dresidual", "dx is dy, no dresidual", "dresidual",
-                                          "dresidual is dy", "dx is dy, dresidual"};
+static const char *const alias_names[] = {"", ", dx = dy", ", dresidual", ", dresidual = dy",
+                                          ", dx = dy, dresidual"};
 
 static void launch_norm_backward(const test_case *c, const device *d) {
   d->norm_backward(&c->norm, dx->data, dresidual ? dresidual->data : NULL, dgamma->data,
@@ -145,7 +146,8 @@ typedef struct {
 } norm_gradients;
 
 // dbeta and dgamma are sums of n terms; xhat's own roundings, 4, are the same for all terms of a
-// channel and may add up. dx: what these two may be wrong, and 8 roundings, the reference's as well.
+// channel and may add up. dx: what these two may be wrong, and 8 roundings, the reference's as
+// well.
 static void norm_gradient_slacks(const test_case *c, const norm_inputs *n, norm_gradients *g) {
   const size_t channels = (size_t)c->norm.channels;
   const double pixels = c->norm.pixels;
@@ -238,7 +240,7 @@ static void test_norm_backward(const test_case *c, const devices *on) {
   }
 }
 
-// -- Pool -------------------------------------------------------------------------------------------------
+// -- Pool -----------------------------------------------------------------------------------------
 
 static void launch_pool_forward(const test_case *c, const device *d) {
   d->pool_forward(c->batch, c->pixels, c->channels, y->data, x->data);
@@ -281,7 +283,7 @@ static void test_pool_backward(const test_case *c, const devices *on) {
   }
 }
 
-// -- Linear -----------------------------------------------------------------------------------------------
+// -- Linear ---------------------------------------------------------------------------------------
 
 static array *logits, *bias, *dlogits, *dbias;
 

@@ -1,5 +1,5 @@
-// kernels_step.h - the cases of mixup.cu, smoothing.cu and sgd.cu for kernels_test.c: what stands at
-// the beginning and the end of a step.
+// kernels_step.h - the cases of mixup.cu, smoothing.cu and sgd.cu for kernels_test.c: what stands
+// at the beginning and the end of a step.
 #ifndef KERNELS_STEP_H
 #define KERNELS_STEP_H
 
@@ -31,13 +31,13 @@ static sample *draw_samples(int batch) {
   return drawn;
 }
 
-// Of case number i of an operation: 1 and 0, where one image must be left out, and between.
+// 1 and 0, where one of the two images must not be seen, and between.
 static step_values make_step(const test_case *c) {
   static const float lambdas[] = {0.3f, 1, 0, 0.8125f};
-  return (step_values){.lambda = lambdas[c->alias], .learning_rate = 0.1f, .slot = SLOT};
+  return (step_values){.lambda = lambdas[c->lambda], .learning_rate = 0.1f, .slot = SLOT};
 }
 
-// -- mix_images -------------------------------------------------------------------------------------------
+// -- mix_images -----------------------------------------------------------------------------------
 
 static void launch_mix_images(const test_case *c, const device *d) {
   d->mix_images(c->batch, x->data, images->data, samples->data, step->data);
@@ -64,7 +64,7 @@ static void test_mix_images(const test_case *c, const devices *on) {
   }
 }
 
-// -- cross_entropy ----------------------------------------------------------------------------------------
+// -- cross_entropy --------------------------------------------------------------------------------
 
 typedef struct {
   uint8_t labels[IMAGES];
@@ -88,8 +88,9 @@ static real *draw_logits(int batch) {
   return drawn;
 }
 
-// With a = log p: in float, a is wrong by a few 2^-24 of the logits' distance from the largest, and of
-// log(sum), and by the errors of exp() and log(), 4 x 2^-24 each at most; p by as much, relative.
+// With a = log p: in float, a is wrong by a few 2^-24 of the logits' distance from the largest, and
+// of log(sum), and by the errors of exp() and log(), 4 x 2^-24 each at most; p by as much,
+// relative.
 static void loss_slack(int batch, float smoothing, loss_inputs *in) {
   const double lambda = in->step.lambda;
   for (int b = 0; b < batch; b++) {
@@ -131,11 +132,11 @@ static loss_inputs draw_loss(const test_case *c, float smoothing) {
 static array *ce_logits, *ce_dlogits;
 
 static float smoothing_of(const test_case *c) {
-  return c->relu ? 0.1f : 0;
+  return c->smoothed ? 0.1f : 0;
 }
 
 static void launch_cross_entropy(const test_case *c, const device *d) {
-  d->cross_entropy(c->batch, smoothing_of(c), c->option ? ce_dlogits->data : NULL,
+  d->cross_entropy(c->batch, smoothing_of(c), c->with_dlogits ? ce_dlogits->data : NULL,
                    results_array->data, ce_logits->data, labels->data, samples->data, step->data);
 }
 
@@ -149,7 +150,7 @@ static void test_cross_entropy(const test_case *c, const devices *on) {
     samples = input(d, BYTES, in.samples, (size_t)c->batch * sizeof(sample));
     step = input(d, BYTES, &in.step, sizeof in.step);
     results_array = output(d, BYTES, RESULTS * sizeof(step_result));
-    if (c->option) ce_dlogits = output(d, REALS, count);
+    if (c->with_dlogits) ce_dlogits = output(d, REALS, count);
     run(c, d, launch_cross_entropy);
     const uint8_t *before = results_array->before + results_array->guard;
     const uint8_t *after = results_array->after + results_array->guard;
@@ -159,12 +160,12 @@ static void test_cross_entropy(const test_case *c, const devices *on) {
     add_row(c, d->name, "correct", fabs(r->correct - in.expected.correct), in.slack.correct);
     add_row(c, d->name, "other results intact",
             memcmp(before, after, one) || memcmp(before + 2 * one, after + 2 * one, one), 0);
-    if (c->option) compare(c, ce_dlogits, "dlogits", in.dlogits, in.slack_of_dlogits);
+    if (c->with_dlogits) compare(c, ce_dlogits, "dlogits", in.dlogits, in.slack_of_dlogits);
     free_arrays();
   }
 }
 
-// -- sgd_update and refresh_compute ---------------------------------------------------------------------------
+// -- sgd_update and refresh_compute ---------------------------------------------------------------
 
 static array *weight, *gradient, *velocity, *compute;
 static parameters flat;
@@ -206,7 +207,7 @@ static void compare_compute(const test_case *c, const device *d) {
 }
 
 static float decay_of(const test_case *c) {
-  return c->relu ? 2e-4f : 0.05f;
+  return c->usual_decay ? 2e-4f : 0.05f;
 }
 
 static void launch_sgd_update(const test_case *c, const device *d) {
@@ -219,7 +220,7 @@ static void test_sgd_update(const test_case *c, const devices *on) {
   const step_values values = make_step(c);
   const size_t count = flat.count, bytes = count * sizeof(real);
   const real *w0 = normals(count, 0, 0.1), *g = normals(count, 0, 1);
-  const real *v0 = c->option ? normals(count, 0, 1) : take(bytes); // zeros: the first step
+  const real *v0 = c->with_momentum ? normals(count, 0, 1) : take(bytes); // zeros: the first step
   double *slack_of_v = take(count * sizeof(double)), *slack_of_w = take(count * sizeof(double));
   parameters expected = flat;
   expected.weight = memcpy(take(bytes), w0, bytes);
