@@ -86,11 +86,14 @@ static plan make_plan(const conv_shape *s) {
   return p;
 }
 
-// rows: `count` output pixels from the `first` on, counted through all images, each with the pixels
-// it sees, [size][size][channels], zeros outside. write: the other way round, y is overwritten, x
-// added to.
-ALWAYS_INLINE void walk_patches(const plan *p, const side *s, float *rows, float *images, int first,
-                                int count, bool write) {
+// Makes `count` rows, from number `first` on, of the images, or writes them back (y is overwritten, x
+// added to). Directly, a row is what an output pixel sees, [size][size][channels], zeros outside.
+static void move_rows(const plan *p, const side *s, float *rows, float *images, int first,
+                      int count, bool write) {
+  if (p->winograd) {
+    (write ? winograd_write : winograd_read)(s, rows, images, first, count);
+    return;
+  }
   const int padding = s->size / 2, across = p->y.width, down = p->y.height, c = s->channels;
   for (int n = first; n < first + count; n++, rows += s->row) {
     const int image = n / across / down, h = n / across % down * s->stride - padding;
@@ -109,22 +112,6 @@ ALWAYS_INLINE void walk_patches(const plan *p, const side *s, float *rows, float
         for (int i = 0; i < length; i++) pixels[i] = s->add ? pixels[i] + row[i] : row[i];
     }
   }
-}
-
-static void read_rows(const plan *p, const side *s, float *rows, const float *images, int first,
-                      int count) {
-  if (p->winograd)
-    winograd_read(s, rows, images, first, count);
-  else
-    walk_patches(p, s, rows, (float *)images, first, count, false);
-}
-
-static void write_rows(const plan *p, const side *s, float *images, float *rows, int first,
-                       int count) {
-  if (p->winograd)
-    winograd_write(s, images, rows, first, count);
-  else
-    walk_patches(p, s, rows, images, first, count, true);
 }
 
 // W, packed, for X W, or for Y W^T.
@@ -186,11 +173,11 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
              (end - begin) * pixels * out->channels * sizeof *to);
     for (int row = begin * p.rows; row < end * p.rows; row += p.group) {
       const int count = MIN(p.group, end * p.rows - row);
-      read_rows(&p, in, a, from, row, count);
+      move_rows(&p, in, a, (float *)from, row, count, false);
       for (int t = 0; t < p.points; t++)
         product(c + t * out->step, out->row, a + t * in->step, in->row, 1, W + t * p.w_step, 0,
                 count, ROUND_UP(out->columns, LANES), in->columns, false);
-      write_rows(&p, out, to, c, row, count);
+      move_rows(&p, out, c, to, row, count, true);
     }
     if (sums)
       sum_pixels(partial + part * sums_size, to, begin * pixels, end * pixels, out->channels);
@@ -248,8 +235,8 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, con
       y.columns = MIN(slice, s->out_channels - k);
       for (int row = begin; row < end; row += p.group) {
         const int count = MIN(p.group, end - row);
-        read_rows(&p, &p.x, X, x, row, count);
-        read_rows(&p, &y, Y, (const float *)dy + k, row, count);
+        move_rows(&p, &p.x, X, (float *)x, row, count, false);
+        move_rows(&p, &y, Y, (float *)dy + k, row, count, false);
         for (int t = 0; t < p.points; t++)
           product(sum + t * step, p.x.row, Y + t * y.step, 1, y.row, X + t * p.x.step, p.x.row,
                   y.columns, ROUND_UP(p.x.columns, LANES), count, row > begin);

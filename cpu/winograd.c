@@ -163,14 +163,14 @@ ALWAYS_INLINE void write_tiles(const side *s, matrix m, int n, float *images, co
     }
 }
 
-void winograd_read(const side *s, float *to, const float *images, int first, int count) {
+void winograd_read(const side *s, float *to, float *images, int first, int count) {
   if (s->size == WINDOW)
     read_tiles(s, B, WINDOW, to, images, first, count);
   else
     read_tiles(s, A, TILE, to, images, first, count);
 }
 
-void winograd_write(const side *s, float *images, const float *from, int first, int count) {
+void winograd_write(const side *s, float *from, float *images, int first, int count) {
   if (s->size == WINDOW)
     write_tiles(s, B, WINDOW, images, from, first, count);
   else

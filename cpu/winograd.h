@@ -18,10 +18,9 @@ typedef struct {
 } side;
 
 bool winograd_takes(const conv_shape *s);
-// `count` tiles from the `first` on, counted through all images.
-void winograd_read(const side *s, float *to, const float *images, int first, int count);
-// y is overwritten, x added to: each of its pixels lies in up to four windows.
-void winograd_write(const side *s, float *images, const float *from, int first, int count);
+// `count` tiles from the `first` on, counted through all images: rows from pixels, pixels from rows.
+void winograd_read(const side *s, float *rows, float *images, int first, int count);
+void winograd_write(const side *s, float *rows, float *images, int first, int count);
 // LANES filters, `lane` floats apart; their taps, `tap` floats apart.
 void winograd_read_filters(float *to, size_t step, const float *w, size_t tap, size_t lane);
 void winograd_write_filters(float *dw, size_t tap, const float *from, size_t step);
