@@ -11,11 +11,12 @@
 // that fit no cache. "of peak" is the larger of the two shares.
 //
 // Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
-// "eval 3" with the seconds it took. They are asked in turn, so that both see the same machine, and
-// each round gives one ratio. The threads of both sleep while they wait (OMP_WAIT_POLICY=passive,
+// "eval 3" with the seconds it took, on the clock and of the processors. They are asked in turn, so
+// that both see the same machine, and each round gives one ratio of each: the clock's is what counts;
+// the processors' is less disturbed by other programs. The threads of both sleep while they wait (OMP_WAIT_POLICY=passive,
 // set by make): spinning threads are a little faster on an idle machine and ten times slower on a
 // busy one. Peak memory is each process's largest resident size, PyTorch's libraries included.
-#define _GNU_SOURCE // wait4
+#define _GNU_SOURCE // wait4, clocks
 #include "../conv.h"
 #include "../cpu/microkernel.h"
 #include "../mixup.h"
@@ -35,10 +36,14 @@ enum { BATCH = 128, IMAGES = 1024, ROUNDS = 7 };
 static FILE *json;
 static const device *d;
 
-static double now(void) {
+static double read_clock(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double now(void) {
+  return read_clock(CLOCK_MONOTONIC);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -300,10 +305,10 @@ static void work(int width) {
   printf("%s, compiled by %s\n", d->name, __VERSION__);
   fflush(stdout);
   while (scanf("%15s %d", mode, &steps) == 2) {
-    const double start = now();
+    const double start = now(), start_cpu = read_clock(CLOCK_PROCESS_CPUTIME_ID);
     for (int i = 0; i < steps; i++) step(&b, !strcmp(mode, "train"));
     wait_for_device(&b);
-    printf("%.6f\n", now() - start);
+    printf("%.6f %.6f\n", now() - start, read_clock(CLOCK_PROCESS_CPUTIME_ID) - start_cpu);
     fflush(stdout);
   }
 }
@@ -338,13 +343,18 @@ static worker start_worker(const char *const *command) {
   return w;
 }
 
-static double ask(worker *w, const char *mode, int steps) {
+typedef struct {
+  double clock, cpu; // seconds
+} duration;
+
+static duration ask(worker *w, const char *mode, int steps) {
   char line[100];
+  duration took;
   fprintf(w->to, "%s %d\n", mode, steps);
   fflush(w->to);
   next_line(w, line, sizeof line);
-  if (!(atof(line) > 0)) stop("a worker gave up");
-  return atof(line);
+  if (sscanf(line, "%lf %lf", &took.clock, &took.cpu) != 2) stop("a worker gave up");
+  return took;
 }
 
 // Ends a worker; its peak resident size in MiB.
@@ -356,23 +366,25 @@ static double stop_worker(worker *w) {
 }
 
 static void compare(worker *ours, worker *theirs, int width, const char *mode, int steps) {
-  double us[ROUNDS], them[ROUNDS] = {0}, ratio[ROUNDS] = {0};
-  for (int round = -1; round < ROUNDS; round++) {
-    const double images = BATCH * steps, a = images / ask(ours, mode, steps);
-    const double b = theirs ? images / ask(theirs, mode, steps) : 0;
-    if (round >= 0) us[round] = a, them[round] = b, ratio[round] = b > 0 ? a / b : 0;
+  double us[ROUNDS], them[ROUNDS], ratio[ROUNDS], cpu[ROUNDS];
+  for (int round = -1; round < ROUNDS; round++) { // the first is not counted
+    const duration a = ask(ours, mode, steps), b = theirs ? ask(theirs, mode, steps) : a;
+    if (round < 0) continue;
+    us[round] = BATCH * steps / a.clock, them[round] = BATCH * steps / b.clock;
+    ratio[round] = b.clock / a.clock, cpu[round] = b.cpu / a.cpu;
   }
-  const double middle = median(ratio, ROUNDS);
-  printf("%5d  %-5s %8.1f", width, mode, median(us, ROUNDS));
+  const double mine = median(us, ROUNDS), other = theirs ? median(them, ROUNDS) : 0;
+  const double r = median(ratio, ROUNDS), c = median(cpu, ROUNDS); // which also sorts them
+  printf("%5d  %-5s %8.1f", width, mode, mine);
   if (theirs)
-    printf(" %8.1f  %5.2f (%.2f to %.2f)", median(them, ROUNDS), middle, ratio[0],
-           ratio[ROUNDS - 1]);
+    printf(" %8.1f  %5.2f (%.2f to %.2f)  %5.2f (%.2f to %.2f)", other, r, ratio[0],
+           ratio[ROUNDS - 1], c, cpu[0], cpu[ROUNDS - 1]);
   printf("\n");
+  fflush(stdout);
   fprintf(json,
           "    {\"width\": %d, \"mode\": \"%s\", \"images_per_s\": %.1f, \"pytorch\": %.1f, "
-          "\"ratio\": %.3f, \"ratio_min\": %.3f, \"ratio_max\": %.3f},\n",
-          width, mode, median(us, ROUNDS), median(them, ROUNDS), middle, ratio[0],
-          ratio[ROUNDS - 1]);
+          "\"ratio\": [%.3f, %.3f, %.3f], \"cpu_ratio\": [%.3f, %.3f, %.3f]},\n",
+          width, mode, mine, other, ratio[0], r, ratio[ROUNDS - 1], cpu[0], c, cpu[ROUNDS - 1]);
 }
 
 static void report_steps(const char *self, const char *python, int width, int steps) {
@@ -388,7 +400,7 @@ static void report_steps(const char *self, const char *python, int width, int st
     stop_worker(&choice);
     theirs = start_worker((const char *[]){python, script, "--device", name, "--width", w,
                                            "--threads", threads, "--setting", setting, NULL});
-    printf("PyTorch at width %d: %s\n", width, setting);
+    printf("%5d  beside %s, %s\n", width, theirs.name, setting);
   }
   compare(&ours, *python ? &theirs : NULL, width, "train", steps);
   compare(&ours, *python ? &theirs : NULL, width, "eval", 2 * steps);
@@ -432,10 +444,12 @@ int main(int argc, char **argv) {
   json = fopen(argv[3], "w");
   if (!json) stop("cannot write the JSON file");
   fprintf(json, "{\n");
-  printf("width  steps images/s  PyTorch  ratio (least to most of %d rounds)\n", ROUNDS);
+  printf("batch %d, medians of %d rounds (least to most)\nwidth  steps images/s  PyTorch  ratio"
+         "                 ratio of processor time\n",
+         BATCH, ROUNDS);
   fprintf(json, "  \"steps\": [\n");
-  report_steps(argv[0], argv[2], 64, 2);
-  report_steps(argv[0], argv[2], 16, 10);
+  report_steps(argv[0], argv[2], 64, 1);
+  report_steps(argv[0], argv[2], 16, 5);
   fprintf(json, "  ],\n");
   report_machine();
   report_operations(64);

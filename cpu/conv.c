@@ -28,10 +28,9 @@ enum {
   TASKS = 64,             // parts of a batch: more than any CPU here has threads
   WEIGHT_TASKS = 16,      // the same where each part has a W of its own
   MAX_PARTIALS = 2500000, // floats in all those together, where there is more than one
-  GROUP = 32,             // rows at a time; of small patches as many as make
-  GROUP_FLOATS = 1 << 16, // so many floats, up to
-  MAX_ROWS = 256,
-  PAD = 16, // floats behind a row: strides of a power of two share few cache lines
+  GROUP_FLOATS = 1 << 16, // patches at a time: as many as make so many floats,
+  MAX_ROWS = 256,         // but GROUP to MAX_ROWS of them
+  PAD = 16,               // floats behind a row: strides of a power of two share few cache lines
 };
 
 // Working memory that only grows, kept from call to call until the process ends: fresh memory costs

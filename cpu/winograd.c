@@ -131,7 +131,7 @@ ALWAYS_INLINE void find_pixels(const float *pixel[][POINTS], int n, const side *
 ALWAYS_INLINE void read_tiles(const side *s, matrix m, int n, float *to, const float *images,
                               int first, int count) {
   static const float zeros[MAX_CHANNELS];
-  const float *pixel[MAX_GROUP][POINTS];
+  const float *pixel[GROUP][POINTS];
   find_pixels(pixel, n, s, images, first, count, zeros);
   for (int tile = 0; tile < count; tile++, to += s->row)
     for (int c = 0; c < s->columns; c += LANES) {
@@ -148,7 +148,7 @@ ALWAYS_INLINE void read_tiles(const side *s, matrix m, int n, float *to, const f
 
 ALWAYS_INLINE void write_tiles(const side *s, matrix m, int n, float *images, const float *from,
                                int first, int count) {
-  const float *pixel[MAX_GROUP][POINTS];
+  const float *pixel[GROUP][POINTS];
   find_pixels(pixel, n, s, images, first, count, NULL);
   for (int tile = 0; tile < count; tile++, from += s->row)
     for (int c = 0; c < s->columns; c += LANES) {

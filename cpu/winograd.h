@@ -4,7 +4,8 @@
 
 #include "conv.h"
 
-enum { TILE = 4, WINDOW = 6, POINTS = WINDOW * WINDOW, MAX_GROUP = 64 };
+enum { TILE = 4, WINDOW = 6, POINTS = WINDOW * WINDOW, GROUP = 32 };
+// GROUP: tiles at a time; more, and their points no longer fit the cache beside the filters'.
 
 // One of the two activations that a convolution connects, x or y, and the matrices made from it:
 // matrix t's row m starts at t * step + m * row.
