@@ -16,12 +16,13 @@
 // the processors' is less disturbed by other programs. The threads of both sleep while they wait (OMP_WAIT_POLICY=passive,
 // set by make): spinning threads are a little faster on an idle machine and ten times slower on a
 // busy one. Peak memory is each process's largest resident size, PyTorch's libraries included.
-#define _GNU_SOURCE // wait4, clocks
+#define _GNU_SOURCE // pipe2, wait4
 #include "../conv.h"
 #include "../cpu/microkernel.h"
 #include "../mixup.h"
 #include "../network.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <omp.h>
 #include <signal.h>
@@ -326,13 +327,13 @@ static void next_line(worker *w, char *line, int size) {
 
 static worker start_worker(const char *const *command) {
   int to[2], from[2];
-  if (pipe(to) || pipe(from)) stop("no pipe");
+  // Without O_CLOEXEC the next worker would hold this one's input open for ever.
+  if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) stop("no pipe");
   fflush(NULL);
   worker w = {.process = fork()};
   if (w.process < 0) stop("no process");
   if (w.process == 0) {
     dup2(to[0], 0), dup2(from[1], 1);
-    close(to[0]), close(to[1]), close(from[0]), close(from[1]);
     execvp(command[0], (char *const *)command);
     _exit(127);
   }
