@@ -4,18 +4,19 @@
 //     make bench                     the `cpu` device; PYTHON=python3: one that can import torch
 //     build/gcc/bench/bench cpu python3 out.json
 //
-// Operations. Time is the median of several runs. GFLOP/s counts a multiplication and an addition for
-// each weight that meets a pixel inside or outside the image, as if convolution were done directly:
-// Winograd's method can be above the machine's peak. GB/s counts each operand once, as if caches
-// were perfect. The peaks are measured first: multiply-adds in registers, and c = a + b on arrays
-// that fit no cache. "of peak" is the larger of the two shares.
+// Operations. Time is the least of several runs, as the peaks are the most of several. GFLOP/s counts
+// a multiplication and an addition for each weight that meets a pixel inside or outside the image,
+// as if convolution were done directly: Winograd's method can be above the machine's peak. GB/s
+// counts each operand once, as if caches were perfect. The peaks are measured first: multiply-adds in
+// registers, and c = a + b on arrays that fit no cache. "of peak" is the larger of the two shares.
 //
 // Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
 // "eval 3" with the seconds it took, on the clock and of the processors. They are asked in turn, so
-// that both see the same machine, and each round gives one ratio of each: the clock's is what counts;
-// the processors' is less disturbed by other programs. The threads of both sleep while they wait (OMP_WAIT_POLICY=passive,
-// set by make): spinning threads are a little faster on an idle machine and ten times slower on a
-// busy one. Peak memory is each process's largest resident size, PyTorch's libraries included.
+// that both see the same machine, and each round gives one ratio of each: the clock's is what
+// counts; the processors' is less disturbed by other programs. The threads of both sleep while they
+// wait (OMP_WAIT_POLICY=passive, set by make): spinning threads are a little faster on an idle
+// machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
+// PyTorch's libraries included.
 #define _GNU_SOURCE // pipe2, wait4
 #include "../conv.h"
 #include "../cpu/microkernel.h"
@@ -226,7 +227,7 @@ static void count_work(const bench *b, operation o, const unit *u, double *flops
 }
 
 static double seconds_of(bench *b, operation o, unit *u) {
-  double times[7];
+  double least = INFINITY;
   int calls = 1;
   for (int i = -1; i < 7; i++) { // a first time that does not count, which says how many calls fit
     const double start = now();
@@ -236,9 +237,9 @@ static double seconds_of(bench *b, operation o, unit *u) {
     if (i < 0)
       calls = (int)fmax(1, fmin(100, 0.02 / took));
     else
-      times[i] = took;
+      least = fmin(least, took);
   }
-  return median(times, 7);
+  return least;
 }
 
 static void report_operation(bench *b, operation o, unit *u, int times, double *total) {
