@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from resnet import ResNet18  # noqa: E402
 
 SETTINGS = {
-    "cpu": ["eager, channels_last", "eager, NCHW"],
+    "cpu": ["eager, channels_last", "eager, NCHW", "compiled, channels_last"],
     "cuda": ["eager, channels_last", "compiled, channels_last", "max-autotune, channels_last"],
 }
 COMPILE_MODES = {"cpu": {"compiled": "default"},
