@@ -84,13 +84,15 @@ TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build found ptx-report sanitize simt-report mutants train data check fuzz format clean FORCE
+.PHONY: help build found ptx-report sanitize simt-report mutants train data check bench fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
 	@echo '                  DATA=DIR: files that are there already; ARGS="--epochs 9 ..": options'
 	@echo 'make check        run all checks: no network, no PyTorch, no GPU needed'
 	@echo '                  V=1: a line for each check; SAN=1: under address and undefined sanitizers'
+	@echo 'make bench        how fast: each operation, and whole steps beside PyTorch'
+	@echo '                  PYTHON=python3: one that can import torch; BENCH_DEVICE=cpu'
 	@echo 'make build        build all that this machine can, and say what that is'
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
@@ -230,6 +232,20 @@ sanitize: $(BUILD)/tests/kernels_test
 # Each deliberately broken kernel of tests/mutants.txt has to fail the checks.
 mutants:
 	@tests/mutants.sh $(MUTANTS)
+
+# -- Speed ------------------------------------------------------------------------------------------------
+
+PYTHON ?= python3
+BENCH_DEVICE ?= cpu
+
+$(BUILD)/bench/bench: $(BUILD)/bench/bench.o $(OBJECTS)
+	$(LINK)
+
+bench: export OMP_WAIT_POLICY := passive
+bench: $(BUILD)/bench/bench
+	@python=$(PYTHON); $(PYTHON) -c 'import torch' 2>/dev/null || { python=; \
+	  echo 'no PyTorch to compare with: pip install torch, or PYTHON=.. where it is installed'; }; \
+	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" build/bench.json
 
 # -- Fuzzing ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ const device *cpu_device(void) {
   static device d;
   d = reference_device;
   d.name = "cpu";
-  d.description = "direct convolution on vector registers";
+  d.description = "fp32, Winograd and direct convolution";
   d.conv_forward = cpu_conv_forward;
   d.conv_backward_input = cpu_conv_backward_input;
   d.conv_backward_weight = cpu_conv_backward_weight;

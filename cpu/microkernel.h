@@ -1,4 +1,4 @@
-// microkernel.h - the two innermost loops of the CPU's convolutions, in GCC's portable vectors.
+// microkernel.h - matrix products in GCC's portable vectors: where a convolution spends its time.
 //
 // A vector holds LANES floats. A tile is ROWS x 2 vectors of running sums that stay in registers: a
 // step loads 2 vectors and ROWS single floats (which the multiply-add spreads over its lanes) and
@@ -10,6 +10,7 @@
 #ifndef MICROKERNEL_H
 #define MICROKERNEL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #if defined __AVX512F__
@@ -21,46 +22,78 @@ enum { VECTOR_BYTES = 16, ROWS = 8 };
 #else
 enum { VECTOR_BYTES = 16, ROWS = 4 };
 #endif
-enum { LANES = VECTOR_BYTES / sizeof(float) };
+enum { LANES = VECTOR_BYTES / sizeof(float), PANEL = 2 * LANES };
 
 typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
 // The same inside an array of floats: at any float's address.
 typedef float unaligned_vector
     __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(float)), may_alias));
 
-static inline vector load(const float *p) {
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define DIVIDE_UP(a, b) (((a) + (b)-1) / (b))
+#define ROUND_UP(a, b) (DIVIDE_UP(a, b) * (b))
+
+ALWAYS_INLINE vector load(const float *p) {
   return *(const unaligned_vector *)p;
 }
-static inline void store(float *p, vector v) {
+ALWAYS_INLINE void store(float *p, vector v) {
   *(unaligned_vector *)p = v;
 }
-
-// `vectors` below is 1 or 2 and must be a constant where the function is used.
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
-// sum[i][.] += over n < length: row[i][n] * w[n][.], with w: [length][vectors * LANES].
-ALWAYS_INLINE void multiply_rows(vector sum[ROWS][2], const float *const row[ROWS], const float *w,
-                                 int length, int vectors) {
-  for (int n = 0; n < length; n++, w += vectors * LANES) {
-    const vector w0 = load(w), w1 = vectors > 1 ? load(w + LANES) : w0;
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++) {
-      sum[i][0] += row[i][n] * w0;
-      if (vectors > 1) sum[i][1] += row[i][n] * w1;
-    }
-  }
+// p[0], p[step], p[2 step] ..: `count` of them, then zeros.
+ALWAYS_INLINE vector load_strided(const float *p, size_t step, int count) {
+  vector v = {0};
+  for (int l = 0; l < MIN(LANES, count); l++) v[l] = p[l * step];
+  return v;
 }
 
-// 1 vector: sum[i] += over n < length: x[n * x_step + i] * g[n], for 2 ROWS values of i.
-// 2 vectors: sum[2 i + v] += x[n * x_step + i] * g[n][v], for ROWS. g: [length][vectors * LANES].
-ALWAYS_INLINE void multiply_columns(vector sum[2 * ROWS], const float *x, ptrdiff_t x_step,
-                                    const float *g, int length, int vectors) {
-  for (int n = 0; n < length; n++, x += x_step, g += vectors * LANES) {
-    const vector g0 = load(g), g1 = vectors > 1 ? load(g + LANES) : g0;
-#pragma GCC unroll 16
-    for (int i = 0; i < 2 * ROWS; i++)
-      sum[i] += vectors > 1 ? x[i / 2] * (i % 2 ? g1 : g0) : x[i] * g0;
+// One tile of a product, 1 or 2 vectors wide; `vectors` must be a constant where this is used.
+ALWAYS_INLINE void tile_product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
+                                const float *b, size_t b_row, int length, bool add, int vectors) {
+  vector sum[ROWS][2] = {{{0}}};
+  const float *row[ROWS];
+  for (int i = 0; i < ROWS; i++) row[i] = a + i * a_row;
+  for (size_t n = 0; n < length * a_step; n += a_step, b += b_row) {
+    const vector b0 = load(b), b1 = vectors > 1 ? load(b + LANES) : b0;
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) {
+      sum[i][0] += row[i][n] * b0;
+      if (vectors > 1) sum[i][1] += row[i][n] * b1;
+    }
   }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++) {
+      float *to = c + i * c_row + v * LANES;
+      store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+    }
+}
+
+// Where b[n][j] lies when b is packed: in panels as wide as a tile, each [length][width], the last
+// one perhaps of one vector. A tile reads its panel from one end to the other.
+static inline size_t packed(int n, int j, int length, int columns) {
+  const int first = j - j % PANEL, width = MIN(PANEL, columns - first);
+  return (size_t)first * length + (size_t)n * width + j - first;
+}
+
+// c[m][j] = (add ? c[m][j] : 0) + sum over n < length of a[m * a_row + n * a_step] * b[n][j]
+// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. b_row: floats from
+// b[n] to b[n + 1], or 0 where b is packed.
+static inline void product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
+                           const float *b, size_t b_row, int rows, int columns, int length,
+                           bool add) {
+  for (int j = 0; j < columns; j += PANEL)
+    for (int m = 0; m < rows; m += ROWS) {
+      const float *panel = b + (b_row ? (size_t)j : packed(0, j, length, columns));
+      const float *from = a + m * a_row;
+      float *to = c + m * c_row + j;
+      if (columns - j > LANES)
+        tile_product(to, c_row, from, a_row, a_step, panel, b_row ? b_row : PANEL, length, add, 2);
+      else
+        tile_product(to, c_row, from, a_row, a_step, panel, b_row ? b_row : LANES, length, add, 1);
+    }
 }
 
 #endif

@@ -16,6 +16,18 @@
 //
 //     |cpu - reference| <= 8 sqrt(K) 2^-24 S        lambda = 8: probability 3 10^-14
 //
+// Where cpu/ takes Winograd's method, rounding happens at its points, and an element gets its part
+// of the errors of a whole tile, so it is measured against the largest value of the output:
+//
+//     |cpu - reference| <= 31 sqrt(N + 16) 2^-24 max |reference|, and <= 1e-4 max |reference|
+//
+// N is the number of products added at a point, and 16 stands for the transforms' own roundings,
+// four transforms of four. 31 is how much the transforms amplify independent errors: with rows B_t,
+// G_t, A_t of their matrices, pixel i of a tile has in one dimension the variance sum over t of
+// A_ti^2 |G_t|^2 |B_t|^2, at most 94, where its 3 products have 3. So errors grow by sqrt(94 / 3)
+// in one dimension and by 94 / 3 in two. (dw: 97 / 4. dx: 51 / 2.) A largest value is some 4.5
+// standard deviations large, which leaves that much room for the largest error.
+//
 // S comes from the reference too, run on absolute values. One product left out or taken twice is
 // S / K on average, which for the largest K here, 4608, is 7 times the tolerance, and for 576 160
 // times; such a mistake is never made in one element only.
@@ -24,6 +36,7 @@
 //
 //     make build/gcc/tests/devices_test && build/gcc/tests/devices_test
 #include "../conv.h"
+#include "../cpu/winograd.h"
 #include "../network.h"
 #include "inputs.h"
 #include <omp.h>
@@ -154,6 +167,24 @@ static bool run_with_threads(const layer *l, pass p, guarded *out, guarded *sums
   return good;
 }
 
+// The largest |out - expected| / max |expected|.
+static double worst_of_largest(const float *out, const float *expected, const float *added,
+                               size_t count) {
+  double worst = 0, largest = 0;
+  for (size_t i = 0; i < count; i++) {
+    const double before = added ? added[i] : 0;
+    worst = larger(worst, fabs(out[i] - (before + expected[i])));
+    largest = larger(largest, fabs(expected[i]));
+  }
+  return worst / largest;
+}
+
+static double winograd_tolerance(const conv_shape *s, pass p) {
+  const int tiles = s->batch * ((s->out_height + 3) / 4) * ((s->out_width + 3) / 4);
+  const int N = p == BACKWARD_WEIGHT ? tiles : p == FORWARD ? s->in_channels : s->out_channels;
+  return fmin(1e-4, 31 * sqrt(N + 16) * 0x1p-24);
+}
+
 // `option`: in the forward pass, sums; in the input gradient, accumulate. S: device.h's formula on
 // absolute values.
 static bool compare_pass(const layer *l, pass p, bool option, const float *expected, const float *S,
@@ -162,8 +193,12 @@ static bool compare_pass(const layer *l, pass p, bool option, const float *expec
   guarded sums = guarded_array(4 * (size_t)l->shape.out_channels, GUARD, SENTINEL);
   const float *before = p == BACKWARD_INPUT && option ? normals(count, 0, 1) : NULL;
   const bool good = run_with_threads(l, p, &out, p == FORWARD && option ? &sums : NULL, before);
-  check_error(worst_relative(out.data, expected, S, before, count),
-              8 * sqrt(products(&l->shape, p)) * 0x1p-24, "%s %s", l->name, what);
+  if (winograd_takes(&l->shape))
+    check_error(worst_of_largest(out.data, expected, before, count),
+                winograd_tolerance(&l->shape, p), "%s %s, Winograd", l->name, what);
+  else
+    check_error(worst_relative(out.data, expected, S, before, count),
+                8 * sqrt(products(&l->shape, p)) * 0x1p-24, "%s %s", l->name, what);
   if (p == FORWARD && option) check_sums(l, cpu, (double *)sums.data, out.data, 16 * 0x1p-24);
   return good;
 }
@@ -237,6 +272,11 @@ static void test_ragged_shapes(void) {
   test_conv(make_conv_shape(19, 17, 17, 5, 12, 3, 1));
   test_conv(make_conv_shape(19, 17, 17, 70, 36, 3, 2));
   test_conv(make_conv_shape(37, 3, 5, 70, 36, 1, 1));
+  // Tiles that hang over the border, more than one group and part of them, a panel of one vector.
+  for (int batch = 0; batch < 3; batch++)
+    for (int size = 0; size < 3; size++)
+      test_conv(make_conv_shape(batches[batch], sizes[size][0], sizes[size][1], 48, 80, 3, 1));
+  test_conv(make_conv_shape(37, 10, 15, 16, 48, 3, 1));
 }
 
 // -- Threads -------------------------------------------------------------------------------------

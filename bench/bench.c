@@ -1,0 +1,463 @@
+// bench.c - how fast a device is: every operation of a training step beside what the machine could
+// do at most, and whole steps beside PyTorch's.
+//
+//     make bench                     the `cpu` device; PYTHON=python3: one that can import torch
+//     build/gcc/bench/bench cpu python3 out.json
+//
+// Operations. Time is the least of several runs, as the peaks are the most of several. GFLOP/s counts
+// a multiplication and an addition for each weight that meets a pixel inside or outside the image,
+// as if convolution were done directly: Winograd's method can be above the machine's peak. GB/s
+// counts each operand once, as if caches were perfect. The peaks are measured first: multiply-adds in
+// registers, and c = a + b on arrays that fit no cache. "of peak" is the larger of the two shares.
+//
+// Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
+// "eval 3" with the seconds it took, on the clock and of the processors. They are asked in turn, so
+// that both see the same machine, and each round gives one ratio of each: the clock's is what
+// counts; the processors' is less disturbed by other programs. The threads of both sleep while they
+// wait (OMP_WAIT_POLICY=passive, set by make): spinning threads are a little faster on an idle
+// machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
+// PyTorch's libraries included.
+#define _GNU_SOURCE // pipe2, wait4
+#include "../conv.h"
+#include "../cpu/microkernel.h"
+#include "../mixup.h"
+#include "../network.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <omp.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BATCH = 128, IMAGES = 1024, ROUNDS = 7 };
+
+static FILE *json;
+static const device *d;
+
+static double read_clock(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double now(void) {
+  return read_clock(CLOCK_MONOTONIC);
+}
+
+static int by_value(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(double *values, int count) {
+  qsort(values, (size_t)count, sizeof *values, by_value);
+  return (values[(count - 1) / 2] + values[count / 2]) / 2;
+}
+
+__attribute__((noreturn)) static void stop(const char *what) {
+  fprintf(stderr, "bench: %s\n", what);
+  exit(1);
+}
+
+// -- A network with a batch in it ------------------------------------------------------------------
+
+typedef struct {
+  network n;
+  uint8_t *images, *labels;
+  sample *samples;
+  step_values *step;
+  step_result *result;
+} bench;
+
+static void *on_device(const void *host, size_t bytes) {
+  void *memory = d->allocate(bytes);
+  d->upload(memory, host, bytes);
+  return memory;
+}
+
+static void bench_open(bench *b, int width) {
+  error e;
+  if (!network_create(&b->n, d, width, BATCH, &e)) stop(e.text);
+  network_initialise(&b->n, 1);
+  static uint8_t images[IMAGES * IMAGE_BYTES], labels[IMAGES];
+  sample samples[BATCH];
+  const step_values step = {.lambda = 0.3f, .learning_rate = 0.1f};
+  for (int i = 0; i < IMAGES * IMAGE_BYTES; i++) images[i] = (uint8_t)(i * 2654435761u >> 24);
+  for (int i = 0; i < IMAGES; i++) labels[i] = (uint8_t)(i % CLASSES);
+  for (int i = 0; i < BATCH; i++)
+    samples[i] = (sample){i * 7 % IMAGES, (i + 1) % BATCH, i % 9, i % 8, i % 2};
+  b->images = on_device(images, sizeof images);
+  b->labels = on_device(labels, sizeof labels);
+  b->samples = on_device(samples, sizeof samples);
+  b->step = on_device(&step, sizeof step);
+  b->result = d->allocate(sizeof *b->result);
+}
+
+static void mix(bench *b) {
+  d->mix_images(BATCH, b->n.input, b->images, b->samples, b->step);
+}
+
+static void loss(bench *b) {
+  d->cross_entropy(BATCH, 0.1f, b->n.dlogits, b->result, b->n.logits, b->labels, b->samples,
+                   b->step);
+}
+
+static void update(bench *b) {
+  d->sgd_update(&b->n.parameters, b->step, 0.9f, 2e-4f);
+}
+
+static void step(bench *b, bool training) {
+  mix(b);
+  network_forward(&b->n, BATCH, training);
+  loss(b);
+  if (!training) return;
+  network_backward(&b->n);
+  update(b);
+}
+
+static void wait_for_device(bench *b) {
+  step_result result;
+  d->download(&result, b->result, sizeof result);
+}
+
+// -- What the machine could do ----------------------------------------------------------------------
+
+static double peak_flops; // GFLOP/s, of this machine's processor; 0 for a device that is another
+static double peak_bytes; // GB/s
+
+static void measure_flops(void) {
+  enum { REPEATS = 1 << 22, SUMS = 12 };
+  for (int run = 0; run < 5; run++) {
+    const double start = now();
+    float sink = 0;
+#pragma omp parallel reduction(+ : sink)
+    {
+      vector sum[SUMS] = {{0}}, a = {0}, b = {0};
+      __asm__ volatile("" : "+m"(a), "+m"(b)); // or the compiler would know the result
+      for (int i = 0; i < REPEATS; i++)
+#pragma GCC unroll 12
+        for (int j = 0; j < SUMS; j++) sum[j] += a * b;
+      for (int j = 0; j < SUMS; j++) sink += sum[j][0];
+    }
+    const double flops = 2.0 * REPEATS * SUMS * LANES * omp_get_max_threads() + sink;
+    peak_flops = fmax(peak_flops, 1e-9 * flops / (now() - start));
+  }
+}
+
+static void measure_bytes(void) {
+  const size_t count = 1 << 25; // 128 MiB each
+  float *a = allocate(count * sizeof *a), *b = allocate(count * sizeof *b);
+  float *c = allocate(count * sizeof *c);
+  for (int run = 0; run < 5; run++) {
+    const double start = now();
+#pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) c[i] = a[i] + b[i];
+    peak_bytes = fmax(peak_bytes, 3e-9 * (double)(count * sizeof *a) / (now() - start));
+  }
+  free(a), free(b), free(c);
+}
+
+// -- Operations --------------------------------------------------------------------------------------
+
+typedef enum {
+  CONV_FORWARD,
+  CONV_INPUT,
+  CONV_WEIGHT,
+  NORM_FORWARD,
+  NORM_BACKWARD,
+  NORM_INFERENCE,
+  MIX,
+  LOSS,
+  UPDATE
+} operation;
+
+static const char *const names[] = {
+    "conv_forward", "conv_backward_input", "conv_backward_weight",
+    "norm_forward", "norm_backward",       "norm_inference",
+    "mix_images",   "cross_entropy",       "sgd_update",
+};
+
+static void run(bench *b, operation o, unit *u) {
+  const parameters *p = &b->n.parameters;
+  real *dw = u ? p->gradient + p->list[u->weight].offset : NULL;
+  real *gamma = u ? p->weight + p->list[u->gamma].offset : NULL;
+  real *mean = u ? b->n.statistics + b->n.statistics_list[u->mean].offset : NULL;
+  const size_t element = d->compute_bytes ? d->compute_bytes : sizeof(real);
+  const void *compute = u ? (char *)p->compute + p->list[u->weight].offset * element : NULL;
+  void *const *g = b->n.gradient;
+  const conv_shape *s = u ? &u->shape : NULL;
+  const norm_shape norm = {u ? s->batch * s->out_height * s->out_width : 0,
+                           u ? s->out_channels : 0};
+  if (o == CONV_FORWARD) d->conv_forward(s, u->z, u->x, compute, u->sums);
+  if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], compute, false);
+  if (o == CONV_WEIGHT) d->conv_backward_weight(s, dw, g[1], u->x);
+  if (o == NORM_FORWARD)
+    d->norm_forward(&norm, u->y, u->z, u->sums, gamma, gamma, g[0], true, mean, mean, u->saved_mean,
+                    u->saved_inverse_std);
+  if (o == NORM_BACKWARD)
+    d->norm_backward(&norm, g[0], g[1], dw, dw, g[1], u->y, u->z, gamma, u->saved_mean,
+                     u->saved_inverse_std, true);
+  if (o == NORM_INFERENCE)
+    d->norm_inference(&norm, u->y, u->z, gamma, gamma, g[0], true, mean, mean);
+  if (o == MIX) mix(b);
+  if (o == LOSS) loss(b);
+  if (o == UPDATE) update(b);
+}
+
+// Floating-point operations, as if done directly, and bytes, each operand once.
+static void count_work(const bench *b, operation o, const unit *u, double *flops, double *bytes) {
+  const double parameters = (double)b->n.parameters.count, activation = (double)d->activation_bytes;
+  *flops = *bytes = 0;
+  if (u) {
+    const conv_shape *s = &u->shape;
+    const double x = (double)s->batch * s->in_height * s->in_width * s->in_channels;
+    const double y = (double)s->batch * s->out_height * s->out_width * s->out_channels;
+    const double filter = (double)s->kernel * s->kernel * s->in_channels;
+    if (o <= CONV_WEIGHT) *flops = 2 * y * filter, *bytes = (x + y) * activation;
+    if (o <= CONV_WEIGHT) *bytes += filter * s->out_channels * sizeof(real);
+    if (o == NORM_FORWARD || o == NORM_INFERENCE) *bytes = 3 * y * activation;
+    if (o == NORM_BACKWARD) *bytes = 5 * y * activation;
+  }
+  if (o == MIX) *bytes = BATCH * IMAGE_BYTES * (2 + activation);
+  if (o == UPDATE) *bytes = 5 * parameters * sizeof(real);
+}
+
+static double seconds_of(bench *b, operation o, unit *u) {
+  double least = INFINITY;
+  int calls = 1;
+  for (int i = -1; i < 7; i++) { // a first time that does not count, which says how many calls fit
+    const double start = now();
+    for (int call = 0; call < calls; call++) run(b, o, u);
+    wait_for_device(b);
+    const double took = (now() - start) / calls;
+    if (i < 0)
+      calls = (int)fmax(1, fmin(100, 0.02 / took));
+    else
+      least = fmin(least, took);
+  }
+  return least;
+}
+
+static void report_operation(bench *b, operation o, unit *u, int times, double *total) {
+  char shape[64] = "";
+  double flops, bytes;
+  const double took = seconds_of(b, o, u);
+  count_work(b, o, u, &flops, &bytes);
+  if (u && o <= CONV_WEIGHT)
+    snprintf(shape, sizeof shape, "%dx%d/%d %dx%dx%d -> %d", u->shape.kernel, u->shape.kernel,
+             u->shape.stride, u->shape.in_height, u->shape.in_width, u->shape.in_channels,
+             u->shape.out_channels);
+  else if (u)
+    snprintf(shape, sizeof shape, "%dx%dx%d", u->shape.out_height, u->shape.out_width,
+             u->shape.out_channels);
+  const double gflops = 1e-9 * flops / took, gbytes = 1e-9 * bytes / took;
+  double share = 0;
+  if (peak_flops > 0) share = 100 * fmax(gflops / peak_flops, gbytes / peak_bytes);
+  printf("%-21s %-21s %3d x %8.3f ms %8.0f %8.1f %6.0f %%\n", names[o], shape, times, 1e3 * took,
+         gflops, gbytes, share);
+  fprintf(json,
+          "%s\n    {\"operation\": \"%s\", \"shape\": \"%s\", \"times\": %d, \"ms\": %.4f, "
+          "\"gflops\": %.1f, \"gbytes\": %.2f, \"share\": %.1f}",
+          *total > 0 ? "," : "", names[o], shape, times, 1e3 * took, gflops, gbytes, share);
+  if (o != NORM_INFERENCE) *total += took * times;
+}
+
+static void report_operations(int width) {
+  bench b;
+  double total = 0;
+  bench_open(&b, width);
+  step(&b, true);
+  printf("\nwidth %d, batch %d\n%-21s %-21s %14s %12s %8s %8s\n", width, BATCH, "operation",
+         "shape", "in a step", "GFLOP/s", "GB/s", "of peak");
+  fprintf(json, "  \"operations_width_%d\": [", width);
+  for (operation o = CONV_FORWARD; o <= NORM_INFERENCE; o++)
+    for (int i = 0; i < UNITS; i++) {
+      unit *u = &b.n.units[i];
+      const conv_shape *s = &u->shape;
+      int times = 0;
+      bool seen = o == CONV_INPUT && i == 0; // nobody asks for the gradient of the images
+      for (int j = 0; j < UNITS; j++) {
+        const conv_shape *t = &b.n.units[j].shape;
+        const bool same =
+            o <= CONV_WEIGHT ? !memcmp(s, t, sizeof *s)
+                             : s->out_channels == t->out_channels && s->out_height == t->out_height;
+        seen |= same && j < i;
+        times += same;
+      }
+      if (!seen) report_operation(&b, o, u, times, &total);
+    }
+  for (operation o = MIX; o <= UPDATE; o++) report_operation(&b, o, NULL, 1, &total);
+  printf("together %.1f ms a training step: %.0f images/s\n", 1e3 * total, BATCH / total);
+  fprintf(json, "\n  ],\n");
+  network_free(&b.n);
+}
+
+// -- Whole steps ----------------------------------------------------------------------------------------
+
+// Our side of the conversation.
+static void work(int width) {
+  bench b;
+  char mode[16];
+  int steps;
+  bench_open(&b, width);
+  printf("%s, compiled by %s\n", d->name, __VERSION__);
+  fflush(stdout);
+  while (scanf("%15s %d", mode, &steps) == 2) {
+    const double start = now(), start_cpu = read_clock(CLOCK_PROCESS_CPUTIME_ID);
+    for (int i = 0; i < steps; i++) step(&b, !strcmp(mode, "train"));
+    wait_for_device(&b);
+    printf("%.6f %.6f\n", now() - start, read_clock(CLOCK_PROCESS_CPUTIME_ID) - start_cpu);
+    fflush(stdout);
+  }
+}
+
+typedef struct {
+  pid_t process;
+  FILE *to, *from;
+  char name[200];
+} worker;
+
+static void next_line(worker *w, char *line, int size) {
+  if (!fgets(line, size, w->from)) line[0] = 0;
+  line[strcspn(line, "\n")] = 0;
+}
+
+static worker start_worker(const char *const *command) {
+  int to[2], from[2];
+  // Without O_CLOEXEC the next worker would hold this one's input open for ever.
+  if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) stop("no pipe");
+  fflush(NULL);
+  worker w = {.process = fork()};
+  if (w.process < 0) stop("no process");
+  if (w.process == 0) {
+    dup2(to[0], 0), dup2(from[1], 1);
+    execvp(command[0], (char *const *)command);
+    _exit(127);
+  }
+  close(to[0]), close(from[1]);
+  w.to = fdopen(to[1], "w"), w.from = fdopen(from[0], "r");
+  if (!w.to || !w.from) stop("no stream");
+  next_line(&w, w.name, sizeof w.name);
+  return w;
+}
+
+typedef struct {
+  double clock, cpu; // seconds
+} duration;
+
+static duration ask(worker *w, const char *mode, int steps) {
+  char line[100];
+  duration took;
+  fprintf(w->to, "%s %d\n", mode, steps);
+  fflush(w->to);
+  next_line(w, line, sizeof line);
+  if (sscanf(line, "%lf %lf", &took.clock, &took.cpu) != 2) stop("a worker gave up");
+  return took;
+}
+
+// Ends a worker; its peak resident size in MiB.
+static double stop_worker(worker *w) {
+  struct rusage usage = {0};
+  fclose(w->to), fclose(w->from);
+  if (wait4(w->process, NULL, 0, &usage) < 0) stop("a worker is gone");
+  return (double)usage.ru_maxrss / 1024;
+}
+
+static void compare(worker *ours, worker *theirs, int width, const char *mode, int steps) {
+  double us[ROUNDS], them[ROUNDS], ratio[ROUNDS], cpu[ROUNDS];
+  for (int round = -1; round < ROUNDS; round++) { // the first is not counted
+    const duration a = ask(ours, mode, steps), b = theirs ? ask(theirs, mode, steps) : a;
+    if (round < 0) continue;
+    us[round] = BATCH * steps / a.clock, them[round] = BATCH * steps / b.clock;
+    ratio[round] = b.clock / a.clock, cpu[round] = b.cpu / a.cpu;
+  }
+  const double mine = median(us, ROUNDS), other = theirs ? median(them, ROUNDS) : 0;
+  const double r = median(ratio, ROUNDS), c = median(cpu, ROUNDS); // which also sorts them
+  printf("%5d  %-5s %8.1f", width, mode, mine);
+  if (theirs)
+    printf(" %8.1f  %5.2f (%.2f to %.2f)  %5.2f (%.2f to %.2f)", other, r, ratio[0],
+           ratio[ROUNDS - 1], c, cpu[0], cpu[ROUNDS - 1]);
+  printf("\n");
+  fflush(stdout);
+  fprintf(json,
+          "    {\"width\": %d, \"mode\": \"%s\", \"images_per_s\": %.1f, \"pytorch\": %.1f, "
+          "\"ratio\": [%.3f, %.3f, %.3f], \"cpu_ratio\": [%.3f, %.3f, %.3f]},\n",
+          width, mode, mine, other, ratio[0], r, ratio[ROUNDS - 1], cpu[0], c, cpu[ROUNDS - 1]);
+}
+
+static void report_steps(const char *self, const char *python, int width, int steps) {
+  char w[16], threads[16], setting[100] = "";
+  snprintf(w, sizeof w, "%d", width);
+  snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
+  const char *name = !strcmp(d->name, "cuda") ? "cuda" : "cpu", *script = "bench/torch_bench.py";
+  worker ours = start_worker((const char *[]){self, "--worker", d->name, w, NULL}), theirs = {0};
+  if (*python) {
+    worker choice = start_worker((const char *[]){python, script, "--device", name, "--width", w,
+                                                  "--threads", threads, "--choose", NULL});
+    snprintf(setting, sizeof setting, "%.90s", choice.name);
+    stop_worker(&choice);
+    theirs = start_worker((const char *[]){python, script, "--device", name, "--width", w,
+                                           "--threads", threads, "--setting", setting, NULL});
+    printf("%5d  beside %s, %s\n", width, theirs.name, setting);
+  }
+  compare(&ours, *python ? &theirs : NULL, width, "train", steps);
+  compare(&ours, *python ? &theirs : NULL, width, "eval", 2 * steps);
+  const double mine = stop_worker(&ours), other = *python ? stop_worker(&theirs) : 0;
+  printf("%5d  peak memory: %.0f MiB, PyTorch %.0f MiB\n", width, mine, other);
+  fprintf(json,
+          "    {\"width\": %d, \"mode\": \"memory\", \"mib\": %.0f, \"pytorch_mib\": %.0f, "
+          "\"setting\": \"%s\"}%s\n",
+          width, mine, other, setting, width == 64 ? "," : "");
+}
+
+static void report_machine(void) {
+  char line[300] = "", model[200] = "unknown processor", date[40];
+  const time_t t = time(NULL);
+  FILE *file = fopen("/proc/cpuinfo", "r");
+  while (file && fgets(line, sizeof line, file))
+    if (sscanf(line, "model name : %199[^\n]", model) == 1) break;
+  if (file) fclose(file);
+  strftime(date, sizeof date, "%Y-%m-%d", localtime(&t));
+  if (strcmp(d->name, "cuda")) measure_flops(), measure_bytes();
+  printf("%s  %s, %d threads; %s; gcc or clang %s\n", date, model, omp_get_max_threads(),
+         d->description, __VERSION__);
+  printf("this machine's peak: %.0f GFLOP/s, %.1f GB/s\n", peak_flops, peak_bytes);
+  fprintf(json,
+          "  \"date\": \"%s\", \"machine\": \"%s\", \"threads\": %d, \"device\": \"%s\", "
+          "\"compiler\": \"%s\",\n  \"peak_gflops\": %.1f, \"peak_gbytes\": %.2f,\n",
+          date, model, omp_get_max_threads(), d->name, __VERSION__, peak_flops, peak_bytes);
+}
+
+// bench DEVICE PYTHON JSON, with PYTHON empty where there is no PyTorch
+int main(int argc, char **argv) {
+  const bool worker = argc == 4 && !strcmp(argv[1], "--worker");
+  error e = {"no such device"};
+  if (argc != 4) stop("usage: bench DEVICE PYTHON JSON");
+  d = device_by_name(argv[worker ? 2 : 1], &e);
+  if (!d) stop(e.text);
+  if (worker) {
+    work(atoi(argv[3]));
+    return 0;
+  }
+  signal(SIGPIPE, SIG_IGN);
+  json = fopen(argv[3], "w");
+  if (!json) stop("cannot write the JSON file");
+  fprintf(json, "{\n");
+  printf("batch %d, medians of %d rounds (least to most)\nwidth  steps images/s  PyTorch  ratio"
+         "                 ratio of processor time\n",
+         BATCH, ROUNDS);
+  fprintf(json, "  \"steps\": [\n");
+  report_steps(argv[0], argv[2], 64, 1);
+  report_steps(argv[0], argv[2], 16, 5);
+  fprintf(json, "  ],\n");
+  report_machine();
+  report_operations(64);
+  report_operations(16);
+  fprintf(json, "  \"end\": true\n}\n");
+  if (fclose(json)) stop("cannot write the JSON file");
+  return 0;
+}
