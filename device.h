@@ -116,7 +116,7 @@ typedef struct device {
   // `bytes` of device memory, its contents undefined, aligned to 64 bytes at least. Ends the process
   // with one line when there is not enough.
   void *(*allocate)(size_t bytes);
-  size_t (*free_bytes)(void); // how much there is left to allocate; NULL: nobody knows
+  size_t (*free_bytes)(void);    // how much there is left to allocate; NULL: nobody knows
   void (*release)(void *memory); // NULL is allowed
   // Copies between host and device. Work already queued sees the old contents, later work the new.
   void (*upload)(void *device_memory, const void *host, size_t bytes);

@@ -32,7 +32,8 @@ static const option table[] = {
      "seed: the recipe as published, the default; quick: width 16, 4 epochs"},
     {"data", TEXT, PROCESS, PLACE(data), 0, 0, "DIR",
      "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
-    {"device", TEXT, PROCESS, PLACE(device), 0, 0, "NAME", "auto, cuda, cpu, reference or simt [auto]"},
+    {"device", TEXT, PROCESS, PLACE(device), 0, 0, "NAME",
+     "auto, cuda, cpu, reference or simt [auto]"},
     {"epochs", WHOLE, CHANGEABLE, PLACE(epochs), 1, 100000, "N", "[150]"},
     {"batch", WHOLE, FIXED, PLACE(batch), 1, 65536, "N", "images a step [128]"},
     {"lr", NUMBER, CHANGEABLE, PLACE(lr), 0, 1e30, "X", "learning rate [0.1]"},
@@ -205,7 +206,8 @@ static bool parse_arguments(int argc, char **argv, bool presets, options *o, err
 static bool check(const options *o, error *e) {
   if (o->width % 8) return fail(e, "--width %d: not possible; a multiple of 8 is", o->width);
   if (!device_name_is_known(o->device))
-    return fail(e, "--device %s: there is none of this name; auto, cuda, cpu, reference and simt are",
+    return fail(e,
+                "--device %s: there is none of this name; auto, cuda, cpu, reference and simt are",
                 o->device);
   if (o->eval[0] && (o->resume || o->init[0]))
     return fail(e, "--eval excludes --resume and --init");

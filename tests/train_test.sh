@@ -94,7 +94,7 @@ check "--plan: the published 11,173,962 parameters" $?
 
 # -- The simulated GPU --------------------------------------------------------------------------------
 # Its checkpoints are everyone's: one epoch there, one on the CPU, one there again.
-tiny="--data data --width 8 --batch 4 --train-images 8 --test-images 4 --checkpoint simulated"
+tiny="--data data --width 8 --batch 4 --train-images 6 --test-images 2 --checkpoint simulated"
 "$train" $tiny --device simt --epochs 1 --trace simulated.jsonl >simulated.out &&
   cp "$(weights simulated)" first.safetensors &&
   "$train" $tiny --device cpu --epochs 2 --resume >>simulated.out &&
