@@ -218,7 +218,7 @@ ptx-report:
 
 # Bank conflicts and memory traffic of each kernel, counted by the simulator.
 simt-report: $(BUILD)/watched/kernels_test
-	@SIMT_REPORT=1 $< simt quick unguarded
+	@SIMT_REPORT=1 $< simt network unguarded | sed -n '/^kernel /,$$p'
 
 # NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU.
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))compute-sanitizer)

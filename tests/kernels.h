@@ -289,7 +289,7 @@ static inline void compare_exactly(const test_case *c, const array *out, const c
 typedef struct {
   uint64_t seed;
   const char *operation, *device; // what the command line selects; NULL: all
-  bool quick;
+  bool quick, network;            // small shapes only; the network's only, at width 64 and batch 2
 } selection;
 
 static inline bool is_gpu(const char *device_name) {
@@ -297,7 +297,9 @@ static inline bool is_gpu(const char *device_name) {
 }
 
 static inline bool selected(const selection *s, const test_case *c) {
-  return (!s->operation || !strcmp(s->operation, c->operation)) && (!s->quick || c->size == SMALL);
+  const bool of_network = c->size == LARGE || (c->size == MEDIUM && !c->conv.batch);
+  return (!s->operation || !strcmp(s->operation, c->operation)) &&
+         (!s->quick || c->size == SMALL) && (!s->network || of_network);
 }
 
 // The devices of this process's kind; none, with a line in results, where there is no GPU.

@@ -2,7 +2,7 @@
 // operation, shape, device, error, tolerance. On every machine for the simulated devices, and for
 // `cuda` too where a GPU answers.
 //
-//     kernels_test [OPERATION] [DEVICE] [quick] [unguarded]        all of them without arguments
+//     kernels_test [OPERATION] [DEVICE] [quick|network] [unguarded]        all of them without arguments
 //
 // Inputs are drawn fresh from a printed seed and rounded to bf16 first, so that the device and the
 // reference (double sums) start from the very same numbers. Each launch is done twice, the second
@@ -227,6 +227,8 @@ static void parse_arguments(int count, char **arguments, selection *s) {
     for (int j = 0; j < case_count; j++) is_operation |= !strcmp(word, cases[j].operation);
     if (!strcmp(word, "quick"))
       s->quick = true;
+    else if (!strcmp(word, "network"))
+      s->network = true;
     else if (!strcmp(word, "unguarded"))
       unguarded = true;
     else if (is_operation)
@@ -234,7 +236,7 @@ static void parse_arguments(int count, char **arguments, selection *s) {
     else if (device_name_is_known(word))
       s->device = word;
     else {
-      fprintf(stderr, "kernels_test: %s is no operation, device, \"quick\" or \"unguarded\"\n",
+      fprintf(stderr, "kernels_test: %s is no operation, device, quick, network or unguarded\n",
               word);
       exit(2);
     }
