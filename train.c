@@ -94,9 +94,8 @@ static void load_batch(trainer *t, const sample *samples, int count, float lambd
 // Begins to compute the loss and the number of right answers of the last forward pass.
 static void measure(trainer *t, bool with_gradient) {
   network *n = &t->network;
-  t->device->cross_entropy(n->batch, (float)t->options.smoothing,
-                           with_gradient ? n->dlogits : NULL, t->results, n->logits, t->labels,
-                           t->samples, t->step);
+  t->device->cross_entropy(n->batch, (float)t->options.smoothing, with_gradient ? n->dlogits : NULL,
+                           t->results, n->logits, t->labels, t->samples, t->step);
 }
 
 static bool report_bad_loss(const trainer *t, double loss, error *e) {
