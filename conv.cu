@@ -1,4 +1,4 @@
-// conv.cu - convolution in three passes on a GPU: nine tenths of training's arithmetic.
+// conv.cu - convolution in three passes on a GPU: nearly all of training's arithmetic.
 //
 //     output            y[b][p][q][k]   = sum over r, s, c of   x[b][h][v][c] w[k][r][s][c]
 //     input gradient    dx[b][h][v][c]  = sum over r, s, k of   dy[b][p][q][k] w[k][r][s][c]
