@@ -32,7 +32,12 @@ void reference_conv_backward_input(const conv_shape *shape, void *dx, const void
 void reference_conv_backward_weight(const conv_shape *shape, real *dw, const void *dy,
                                     const void *x);
 
+// Whether cpu/ takes Winograd's method.
+bool cpu_conv_is_winograd(const conv_shape *shape);
 void cpu_conv_forward(const conv_shape *shape, void *y, const void *x, const void *w, double *sums);
+void cpu_conv_norm_inference(const conv_shape *shape, void *y, const void *x, const void *w,
+                             const real *gamma, const real *beta, const void *residual, bool relu,
+                             const real *running_mean, const real *running_var);
 void cpu_conv_backward_input(const conv_shape *shape, void *dx, const void *dy, const void *w,
                              bool accumulate);
 void cpu_conv_backward_weight(const conv_shape *shape, real *dw, const void *dy, const void *x);

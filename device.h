@@ -164,6 +164,11 @@ typedef struct device {
   void (*norm_inference)(const norm_shape *shape, void *y, const void *x, const real *gamma,
                          const real *beta, const void *residual, bool relu,
                          const real *running_mean, const real *running_var);
+  // Evaluation: conv_forward and norm_inference at once, so that nothing lies in memory between
+  // them. NULL: this device has no such operation, and the network calls the two.
+  void (*conv_norm_inference)(const conv_shape *shape, void *y, const void *x, const void *w,
+                              const real *gamma, const real *beta, const void *residual, bool relu,
+                              const real *running_mean, const real *running_var);
   // dy: gradient of y. g = relu ? dy where y > 0, else 0 : dy. xhat = (x - mean) inverse_std.
   // dbeta = sum g, dgamma = sum g xhat,
   // dx = gamma inverse_std (g - dbeta / n - xhat dgamma / n), dresidual = g.

@@ -243,7 +243,12 @@ static void unit_forward(network *n, unit *u, const void *x, const void *residua
   u->shape.batch = n->batch;
   u->x = x;
   const norm_shape shape = norm_shape_of(u);
-  d->conv_forward(&u->shape, u->z, x, compute_weight_of(n, u->weight), training ? u->sums : NULL);
+  const void *w = compute_weight_of(n, u->weight);
+  if (!training && d->conv_norm_inference) {
+    d->conv_norm_inference(&u->shape, u->y, x, w, gamma, beta, residual, relu, mean, variance);
+    return;
+  }
+  d->conv_forward(&u->shape, u->z, x, w, training ? u->sums : NULL);
   if (training)
     d->norm_forward(&shape, u->y, u->z, u->sums, gamma, beta, residual, relu, mean, variance,
                     u->saved_mean, u->saved_inverse_std);

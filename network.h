@@ -35,7 +35,7 @@ typedef struct {
   int weight, gamma, beta;              // positions in the network's parameters.list
   int mean, variance;                   // positions in statistics_list
   const void *x;                        // what the convolution read: the input or another unit's y
-  void *z;                              // the convolution's output  [B][P][Q][Cout]
+  void *z;                              // the convolution's output, in training  [B][P][Q][Cout]
   void *y;                              // after norm, residual sum and ReLU, same shape
   double *sums;                         // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass

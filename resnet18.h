@@ -13,6 +13,7 @@ void reference_norm_forward(const norm_shape *shape, void *y, const void *x, con
                             const real *gamma, const real *beta, const void *residual, bool relu,
                             real *running_mean, real *running_var, real *saved_mean,
                             real *saved_inverse_std);
+// y may be x.
 void reference_norm_inference(const norm_shape *shape, void *y, const void *x, const real *gamma,
                               const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var);

@@ -167,6 +167,7 @@ typedef enum {
   CONV_FORWARD,
   CONV_INPUT,
   CONV_WEIGHT,
+  CONV_NORM_INFERENCE,
   NORM_FORWARD,
   NORM_BACKWARD,
   NORM_INFERENCE,
@@ -176,9 +177,9 @@ typedef enum {
 } operation;
 
 static const char *const names[] = {
-    "conv_forward", "conv_backward_input", "conv_backward_weight",
-    "norm_forward", "norm_backward",       "norm_inference",
-    "mix_images",   "cross_entropy",       "sgd_update",
+    "conv_forward",  "conv_backward_input", "conv_backward_weight", "conv_norm_inference",
+    "norm_forward",  "norm_backward",       "norm_inference",       "mix_images",
+    "cross_entropy", "sgd_update",
 };
 
 static void run(bench *b, operation o, unit *u) {
@@ -195,6 +196,8 @@ static void run(bench *b, operation o, unit *u) {
   if (o == CONV_FORWARD) d->conv_forward(s, u->z, u->x, compute, u->sums);
   if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], compute, false);
   if (o == CONV_WEIGHT) d->conv_backward_weight(s, dw, g[1], u->x);
+  if (o == CONV_NORM_INFERENCE)
+    d->conv_norm_inference(s, u->y, u->x, compute, gamma, gamma, g[0], true, mean, mean);
   if (o == NORM_FORWARD)
     d->norm_forward(&norm, u->y, u->z, u->sums, gamma, gamma, g[0], true, mean, mean, u->saved_mean,
                     u->saved_inverse_std);
@@ -217,8 +220,9 @@ static void count_work(const bench *b, operation o, const unit *u, double *flops
     const double x = (double)s->batch * s->in_height * s->in_width * s->in_channels;
     const double y = (double)s->batch * s->out_height * s->out_width * s->out_channels;
     const double filter = (double)s->kernel * s->kernel * s->in_channels;
-    if (o <= CONV_WEIGHT) *flops = 2 * y * filter, *bytes = (x + y) * activation;
-    if (o <= CONV_WEIGHT) *bytes += filter * s->out_channels * sizeof(real);
+    if (o <= CONV_NORM_INFERENCE) *flops = 2 * y * filter, *bytes = (x + y) * activation;
+    if (o <= CONV_NORM_INFERENCE) *bytes += filter * s->out_channels * sizeof(real);
+    if (o == CONV_NORM_INFERENCE) *bytes += y * activation;
     if (o == NORM_FORWARD || o == NORM_INFERENCE) *bytes = 3 * y * activation;
     if (o == NORM_BACKWARD) *bytes = 5 * y * activation;
   }
@@ -247,7 +251,7 @@ static void report_operation(bench *b, operation o, unit *u, int times, double *
   double flops, bytes;
   const double took = seconds_of(b, o, u);
   count_work(b, o, u, &flops, &bytes);
-  if (u && o <= CONV_WEIGHT)
+  if (u && o <= CONV_NORM_INFERENCE)
     snprintf(shape, sizeof shape, "%dx%d/%d %dx%dx%d -> %d", u->shape.kernel, u->shape.kernel,
              u->shape.stride, u->shape.in_height, u->shape.in_width, u->shape.in_channels,
              u->shape.out_channels);
@@ -263,7 +267,7 @@ static void report_operation(bench *b, operation o, unit *u, int times, double *
           "%s\n    {\"operation\": \"%s\", \"shape\": \"%s\", \"times\": %d, \"ms\": %.4f, "
           "\"gflops\": %.1f, \"gbytes\": %.2f, \"share\": %.1f}",
           *total > 0 ? "," : "", names[o], shape, times, 1e3 * took, gflops, gbytes, share);
-  if (o != NORM_INFERENCE) *total += took * times;
+  if (o != NORM_INFERENCE && o != CONV_NORM_INFERENCE) *total += took * times; // in training
 }
 
 static void report_operations(int width) {
@@ -280,11 +284,12 @@ static void report_operations(int width) {
       const conv_shape *s = &u->shape;
       int times = 0;
       bool seen = o == CONV_INPUT && i == 0; // nobody asks for the gradient of the images
+      seen |= o == CONV_NORM_INFERENCE && !d->conv_norm_inference;
       for (int j = 0; j < UNITS; j++) {
         const conv_shape *t = &b.n.units[j].shape;
-        const bool same =
-            o <= CONV_WEIGHT ? !memcmp(s, t, sizeof *s)
-                             : s->out_channels == t->out_channels && s->out_height == t->out_height;
+        const bool same = o <= CONV_NORM_INFERENCE ? !memcmp(s, t, sizeof *s)
+                                                   : s->out_channels == t->out_channels &&
+                                                         s->out_height == t->out_height;
         seen |= same && j < i;
         times += same;
       }

@@ -7,7 +7,7 @@
 // Directly, there is one of each: a row of Y is an output pixel's channels, the same row of X the
 // patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3 filters
 // with stride 1, there are 36, and rows are tiles of 4x4 pixels: a quarter of the multiplications
-// (winograd.c). Only how pixels become rows and rows pixels differs between the two, and gradients
+// (winograd.h). Only how pixels become rows and rows pixels differs between the two, and gradients
 // go the same way back: what a row of X gets is added to every pixel that the row was made of.
 //
 // Memory. Rows are made a group at a time, multiplied while they are in the cache, and written back:
@@ -17,7 +17,7 @@
 #define _DEFAULT_SOURCE // madvise
 #include "conv.h"
 #include "error.h"
-#include "microkernel.h"
+#include "resnet18.h"
 #include "winograd.h"
 
 #include <omp.h>
@@ -28,10 +28,64 @@ enum {
   TASKS = 64,             // parts of a batch: more than any CPU here has threads
   WEIGHT_TASKS = 16,      // the same where each part has a W of its own
   MAX_PARTIALS = 2500000, // floats in all those together, where there is more than one
+  GROUP = 32,             // tiles at a time: with more, their points and the filters' do not fit
   GROUP_FLOATS = 1 << 16, // patches at a time: as many as make so many floats,
   MAX_ROWS = 256,         // but GROUP to MAX_ROWS of them
   PAD = 16,               // floats behind a row: strides of a power of two share few cache lines
+  AHEAD = 2,              // tiles
+  MAX_CHANNELS = 8192,    // of a pixel `outside` the image, which is read like any other
 };
+static const float outside[MAX_CHANNELS];
+
+// One of the two activations that a convolution connects, x or y, and the matrices made from it:
+// matrix t's row m starts at t * step + m * row.
+typedef struct {
+  int height, width, channels; // of an image
+  int size;                    // a row sees size x size pixels,
+  int stride, padding;         // the next one so much further on, the first so far outside
+  bool add;                    // what rows see overlaps, so writing them back is adding
+  int columns;                 // floats of a row
+  size_t row, step;
+} side;
+
+typedef struct {
+  int points;       // products: 36, or 1
+  int across, down; // rows of X and Y from one image: tiles, or output pixels
+  int group;        // rows at a time
+  side x, y;
+  size_t w_step; // floats of W at one point
+  size_t buffer; // floats of X and Y of one group
+} plan;
+
+bool cpu_conv_is_winograd(const conv_shape *s) {
+  return s->kernel == 3 && s->stride == 1 && s->in_channels % LANES == 0 &&
+         s->out_channels % LANES == 0 && MAX(s->in_channels, s->out_channels) <= MAX_CHANNELS;
+}
+
+static void lay_out(side *s, const plan *p) {
+  s->columns = s->channels * (p->points > 1 ? 1 : s->size * s->size);
+  s->row = ROUND_UP(s->columns, LANES) + PAD;
+  s->step = p->group * s->row + PAD;
+}
+
+static plan make_plan(const conv_shape *s) {
+  const int fit = GROUP_FLOATS / (s->kernel * s->kernel * s->in_channels) / ROWS * ROWS;
+  plan p = {.points = 1, .across = s->out_width, .down = s->out_height};
+  p.group = MIN(MAX_ROWS, MAX(GROUP, fit));
+  p.x = (side){.height = s->in_height, .width = s->in_width, .channels = s->in_channels};
+  p.y = (side){.height = s->out_height, .width = s->out_width, .channels = s->out_channels};
+  p.x.size = s->kernel, p.x.stride = s->stride, p.x.padding = s->kernel / 2, p.x.add = true;
+  p.y.size = p.y.stride = 1;
+  if (cpu_conv_is_winograd(s)) {
+    p.points = POINTS, p.group = GROUP;
+    p.across = DIVIDE_UP(s->out_width, TILE), p.down = DIVIDE_UP(s->out_height, TILE);
+    p.x.size = WINDOW, p.y.size = p.x.stride = p.y.stride = TILE;
+  }
+  lay_out(&p.x, &p), lay_out(&p.y, &p);
+  p.w_step = ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.y.columns, PANEL) + PAD;
+  p.buffer = p.points * (p.x.step + p.y.step);
+  return p;
+}
 
 // Working memory that only grows, kept from call to call until the process ends: fresh memory costs
 // a page fault every 4 KiB. One convolution runs at a time, so one piece is enough.
@@ -50,113 +104,141 @@ static float *scratch(size_t floats) {
   return memory;
 }
 
+// The corner of what row i sees, outside the image perhaps.
 typedef struct {
-  bool winograd;
-  int points; // products: 36, or 1
-  int rows;   // of X and Y from one image: tiles, or output pixels
-  int group;  // rows at a time
-  side x, y;
-  size_t w_step; // floats of W at one point
-  size_t buffer; // floats of X and Y of one group
-} plan;
+  int top, left;
+  ptrdiff_t first; // the float of all images that would be there
+} corner;
 
-static void lay_out(side *s, const plan *p) {
-  s->columns = s->channels * (p->winograd ? 1 : s->size * s->size);
-  s->row = ROUND_UP(s->columns, LANES) + PAD;
-  s->step = p->group * s->row + PAD;
+ALWAYS_INLINE corner find_corner(const plan *p, const side *s, int i) {
+  const int top = i / p->across % p->down * s->stride - s->padding;
+  const int left = i % p->across * s->stride - s->padding, image = i / p->across / p->down;
+  return (corner){top, left,
+                  (((ptrdiff_t)image * s->height + top) * s->width + left) * s->channels};
 }
 
-static plan make_plan(const conv_shape *s) {
-  plan p = {.winograd = winograd_takes(s), .points = 1, .group = GROUP};
-  p.rows = s->out_height * s->out_width;
-  p.x = (side){s->in_height, s->in_width, s->in_channels, s->kernel, s->stride, true, 0, 0, 0};
-  p.y = (side){s->out_height, s->out_width, s->out_channels, 1, 1, false, 0, 0, 0};
-  if (p.winograd) {
-    p.points = POINTS;
-    p.rows = DIVIDE_UP(s->out_height, TILE) * DIVIDE_UP(s->out_width, TILE);
-    p.x.size = WINDOW, p.y.size = TILE;
-  } else {
-    const int fit = GROUP_FLOATS / (s->kernel * s->kernel * s->in_channels) / ROWS * ROWS;
-    p.group = MIN(MAX_ROWS, MAX(GROUP, fit));
-  }
-  lay_out(&p.x, &p), lay_out(&p.y, &p);
-  p.w_step = ROUND_UP(p.x.columns, LANES) * ROUND_UP(p.y.columns, LANES) + PAD;
-  p.buffer = p.points * (p.x.step + p.y.step);
-  return p;
-}
-
-// Makes `count` rows, from number `first` on, of the images, or writes them back (y is overwritten, x
-// added to). Directly, a row is what an output pixel sees, [size][size][channels], zeros outside.
-static void move_rows(const plan *p, const side *s, float *rows, float *images, int first,
-                      int count, bool write) {
-  if (p->winograd) {
-    (write ? winograd_write : winograd_read)(s, rows, images, first, count);
-    return;
-  }
-  const int padding = s->size / 2, across = p->y.width, down = p->y.height, c = s->channels;
-  for (int n = first; n < first + count; n++, rows += s->row) {
-    const int image = n / across / down, h = n / across % down * s->stride - padding;
-    const int v = n % across * s->stride - padding, left = MAX(0, -v);
-    const int top = MAX(0, -h), bottom = MIN(s->size, s->height - h);
-    const int right = MIN(s->size, s->width - v),
-              length = s->size == 1 ? s->columns : (right - left) * c;
-    if (!write && (bottom - top) * (right - left) < s->size * s->size)
-      memset(rows, 0, s->columns * sizeof *rows);
-    for (int r = top; r < bottom; r++) {
-      float *pixels = images + (((size_t)image * s->height + h + r) * s->width + v + left) * c;
-      float *row = rows + (r * s->size + left) * c;
+// Directly: row i is a pixel of y, or the patch of x that this pixel sees.
+static void move_patches(const plan *p, const side *s, float *rows, float *images, int first,
+                         int count, bool write) {
+  for (int i = first; i < first + count; i++, rows += s->row) {
+    const corner at = find_corner(p, s, i);
+    const int begin = MAX(0, -at.left), end = MIN(s->size, s->width - at.left);
+    const int length = (end - begin) * s->columns / (s->size * s->size);
+    if (!write && s->padding) memset(rows, 0, s->columns * sizeof *rows); // what lies outside
+    for (int r = MAX(0, -at.top); r < MIN(s->size, s->height - at.top); r++) {
+      float *row = rows + (r * s->size + begin) * s->channels;
+      float *pixels = images + at.first + (r * s->width + begin) * s->channels;
       if (!write)
         memcpy(row, pixels, length * sizeof *row);
       else
-        for (int i = 0; i < length; i++) pixels[i] = s->add ? pixels[i] + row[i] : row[i];
+        for (int c = 0; c < length; c++) pixels[c] = s->add ? pixels[c] + row[c] : row[c];
     }
   }
 }
 
+// Where the n x n pixels of each tile (n = 4) or window (6) lie; outside the image, `outside`.
+ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *s, float *images,
+                               int first, int count) {
+  for (int i = first; i < first + count; i++) {
+    const corner at = find_corner(p, s, i);
+    for (int h = 0; h < n; h++) {
+      const bool inside = at.top + h >= 0 && at.top + h < s->height;
+      for (int v = 0; v < n; v++)
+        *pixel++ = inside && at.left + v >= 0 && at.left + v < s->width
+                       ? images + at.first + (h * s->width + v) * s->channels
+                       : (float *)outside;
+    }
+  }
+}
+
+ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int n, float *rows,
+                              float *images, int first, int count, bool write) {
+  float *pixels[GROUP * POINTS], **pixel = pixels;
+  find_pixels(pixels, n, p, s, images, first, count);
+  for (int tile = 0; tile < count; tile++, rows += s->row, pixel += n * n)
+    for (int c = 0; c < s->columns; c += LANES) {
+      vector window[POINTS];
+      if (write) {
+        from_points(window, m, n, rows + c, s->step);
+#pragma GCC unroll 36
+        for (int i = 0; i < n * n; i++)
+          if (pixel[i] != outside)
+            store(pixel[i] + c, s->add ? load(pixel[i] + c) + window[i] : window[i]);
+      } else {
+#pragma GCC unroll 36
+        for (int i = 0; i < n * n; i++) window[i] = load(pixel[i] + c);
+        // The processor does not guess this order. What is left and above was read before.
+        float *const *next = pixel + MIN(AHEAD, count - 1 - tile) * n * n;
+        for (int i = n - TILE; i < n; i++)
+          for (int j = n - TILE; j < n; j++) __builtin_prefetch(next[i * n + j] + c);
+        to_points(rows + c, s->step, m, n, window);
+      }
+    }
+}
+
+// Makes `count` rows, from number `first` on, counted through all images, or writes them back: y is
+// overwritten, x added to.
+static void move_rows(const plan *p, const side *s, float *rows, float *images, int first,
+                      int count, bool write) {
+  if (s->size == WINDOW)
+    move_tiles(p, s, B, WINDOW, rows, images, first, count, write);
+  else if (s->size == TILE)
+    move_tiles(p, s, A, TILE, rows, images, first, count, write);
+  else
+    move_patches(p, s, rows, images, first, count, write);
+}
+
 // W, packed, for X W, or for Y W^T.
-static void read_filters(const plan *p, float *to, const float *w, bool transposed) {
+static void read_filters(const plan *p, float *W, const float *w, bool transposed) {
   const int length = transposed ? p->y.columns : p->x.columns;
-  const int columns = transposed ? p->x.columns : p->y.columns, padded = ROUND_UP(columns, LANES);
-  const size_t filter = p->x.columns * (p->winograd ? 9 : 1);
+  const int columns = transposed ? p->x.columns : p->y.columns, taps = p->points > 1 ? 9 : 1;
+  const size_t filter = p->x.columns * taps;
   const size_t n_step = transposed ? filter : 1, j_step = transposed ? 1 : filter;
 #pragma omp parallel for collapse(2)
   for (int j = 0; j < columns; j += LANES)
     for (int n = 0; n < length; n++) {
+      vector g[9];
       const float *from = w + n * n_step + j * j_step;
-      if (p->winograd)
-        winograd_read_filters(to + packed(n, j, length, padded), p->w_step, from, p->x.columns,
-                              j_step);
+      for (int i = 0; i < taps; i++)
+        g[i] = load_strided(from + i * p->x.columns, j_step, columns - j);
+      if (taps > 1)
+        to_points(W + packed(n, j, length), p->w_step, G, 3, g);
       else
-        store(to + packed(n, j, length, padded), load_strided(from, j_step, columns - j));
+        store(W + packed(n, j, length), g[0]);
     }
 }
 
-// Adds the sums of y and of y * y over pixels begin .. end - 1 to sums: [2][channels]. 16 pixels in
-// float, which rounds no worse than each pixel was rounded, and from there on in double.
+// Adds the sums of y and of y * y over pixels begin .. end - 1 to sums: [2][channels].
 static void sum_pixels(double *sums, const float *y, size_t begin, size_t end, int channels) {
-  for (size_t i = begin; i < end; i += 16)
-    for (int k = 0; k < channels; k += LANES) {
-      const int lanes = MIN(LANES, channels - k);
-      vector total = {0}, squares = {0};
-      for (size_t n = i; n < MIN(i + 16, end); n++) {
-        const float *from = y + n * channels + k;
-        const vector v = lanes == LANES ? load(from) : load_strided(from, 1, lanes);
-        total += v;
-        squares += v * v;
-      }
-      for (int l = 0; l < lanes; l++) {
-        sums[k + l] += (double)total[l];
-        sums[channels + k + l] += (double)squares[l];
-      }
+  for (size_t i = begin * channels; i < end * channels; i += channels)
+#pragma omp simd
+    for (int k = 0; k < channels; k++) {
+      sums[k] += y[i + k];
+      sums[channels + k] += (double)y[i + k] * y[i + k];
     }
 }
 
-// to = from W: the output, with its sums, or backward the input gradient, added to.
+// What norm_inference takes beside y.
+typedef struct {
+  const real *gamma, *beta, *residual, *mean, *variance;
+  bool relu;
+} norm;
+
+static void normalise(const norm *m, float *y, size_t begin, size_t end, int channels) {
+  const norm_shape shape = {(int)(end - begin), channels};
+  const real *residual = m->residual ? m->residual + begin * channels : NULL;
+  y += begin * channels;
+  reference_norm_inference(&shape, y, y, m->gamma, m->beta, residual, m->relu, m->mean,
+                           m->variance);
+}
+
+// to = from W: the output, with its sums or its norm; or backward the input gradient, added to.
 static void gather(const conv_shape *s, float *to, const float *from, const float *w, bool backward,
-                   bool accumulate, double *sums) {
+                   bool accumulate, double *sums, const norm *m) {
   const plan p = make_plan(s);
   const side *in = backward ? &p.y : &p.x, *out = backward ? &p.x : &p.y;
-  const int parts = MIN(MIN(TASKS, s->batch), MAX(1, s->batch * p.rows / p.group));
+  const int rows = p.across * p.down;
+  const int parts = MIN(MIN(TASKS, s->batch), MAX(1, s->batch * rows / p.group));
   const size_t pixels = out->height * out->width, sums_size = 2 * out->channels;
   const size_t w_size = p.points * p.w_step, threads = omp_get_max_threads();
   double *partial = (double *)scratch(2 * parts * sums_size + w_size + threads * p.buffer);
@@ -166,20 +248,21 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
 #pragma omp parallel for schedule(dynamic)
   for (int part = 0; part < parts; part++) {
     float *a = buffers + omp_get_thread_num() * p.buffer, *c = a + p.points * in->step;
-    const int begin = part * s->batch / parts, end = (part + 1) * s->batch / parts;
+    const size_t begin = part * s->batch / parts, end = (part + 1) * s->batch / parts;
     if (backward && !accumulate)
       memset(to + begin * pixels * out->channels, 0,
              (end - begin) * pixels * out->channels * sizeof *to);
-    for (int row = begin * p.rows; row < end * p.rows; row += p.group) {
-      const int count = MIN(p.group, end * p.rows - row);
+    for (int row = begin * rows; row < (int)end * rows; row += p.group) {
+      const int count = MIN(p.group, (int)end * rows - row);
       move_rows(&p, in, a, (float *)from, row, count, false);
       for (int t = 0; t < p.points; t++)
-        product(c + t * out->step, out->row, a + t * in->step, in->row, 1, W + t * p.w_step, 0,
-                count, ROUND_UP(out->columns, LANES), in->columns, false);
+        product(c + t * out->step, out->row, a + t * in->step, in->row, 1, W + t * p.w_step, PANEL,
+                in->columns * PANEL, count, ROUND_UP(out->columns, LANES), in->columns, false);
       move_rows(&p, out, c, to, row, count, true);
     }
     if (sums)
       sum_pixels(partial + part * sums_size, to, begin * pixels, end * pixels, out->channels);
+    if (m) normalise(m, to, begin * pixels, end * pixels, out->channels);
   }
   for (size_t i = 0; sums && i < sums_size; i++) {
     sums[i] = 0;
@@ -188,36 +271,47 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
 }
 
 void cpu_conv_forward(const conv_shape *s, void *y, const void *x, const void *w, double *sums) {
-  gather(s, y, x, w, false, false, sums);
+  gather(s, y, x, w, false, false, sums, NULL);
+}
+
+void cpu_conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
+                             const real *gamma, const real *beta, const void *residual, bool relu,
+                             const real *running_mean, const real *running_var) {
+  const norm m = {gamma, beta, residual, running_mean, running_var, relu};
+  gather(s, y, x, w, false, false, NULL, &m);
 }
 
 void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dy, const void *w,
                              bool accumulate) {
-  gather(s, dx, dy, w, true, accumulate, NULL);
+  gather(s, dx, dy, w, true, accumulate, NULL, NULL);
 }
 
 // dw: [Cout][R S][Cin] from sums: [parts][points][Cout][x.row]
 static void write_filters(const plan *p, float *dw, const float *sums, int parts, size_t step) {
+  const int taps = p->points > 1 ? 9 : 1;
 #pragma omp parallel for collapse(2)
   for (int k = 0; k < p->y.channels; k++)
     for (int c = 0; c < p->x.columns; c += LANES) {
       const float *from = sums + k * p->x.row + c;
-      float total[POINTS * LANES];
+      float total[POINTS * LANES], *to = dw + (size_t)k * taps * p->x.columns + c;
+      vector g[9];
       for (int t = 0; t < p->points; t++) {
         vector sum = load(from + t * step);
         for (int part = 1; part < parts; part++) sum += load(from + (part * p->points + t) * step);
         store(total + t * LANES, sum);
       }
-      if (p->winograd)
-        winograd_write_filters(dw + (size_t)k * 9 * p->x.columns + c, p->x.columns, total, LANES);
-      else
-        memcpy(dw + (size_t)k * p->x.columns + c, total, MIN(LANES, p->x.columns - c) * sizeof *dw);
+      if (taps == 1) {
+        memcpy(to, total, MIN(LANES, p->x.columns - c) * sizeof *to);
+        continue;
+      }
+      from_points(g, G, 3, total, LANES);
+      for (int i = 0; i < taps; i++) store(to + i * p->x.columns, g[i]);
     }
 }
 
 void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, const void *x) {
   const plan p = make_plan(s);
-  const int rows = s->batch * p.rows, filters = ROUND_UP(s->out_channels, ROWS);
+  const int rows = s->batch * p.across * p.down, filters = ROUND_UP(s->out_channels, ROWS);
   const size_t step = filters * p.x.row + PAD, size = p.points * step;
   const int affordable = MAX(1, MAX_PARTIALS / size);
   const int parts = MIN(MIN(WEIGHT_TASKS, affordable), DIVIDE_UP(rows, 4 * p.group));
@@ -238,7 +332,7 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, con
         move_rows(&p, &y, Y, (float *)dy + k, row, count, false);
         for (int t = 0; t < p.points; t++)
           product(sum + t * step, p.x.row, Y + t * y.step, 1, y.row, X + t * p.x.step, p.x.row,
-                  y.columns, ROUND_UP(p.x.columns, LANES), count, row > begin);
+                  PANEL, y.columns, ROUND_UP(p.x.columns, LANES), count, row > begin);
       }
     }
   write_filters(&p, dw, partials, parts, step);

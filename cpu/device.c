@@ -10,6 +10,7 @@ const device *cpu_device(void) {
   d.name = "cpu";
   d.description = "fp32, Winograd and direct convolution";
   d.conv_forward = cpu_conv_forward;
+  d.conv_norm_inference = cpu_conv_norm_inference;
   d.conv_backward_input = cpu_conv_backward_input;
   d.conv_backward_weight = cpu_conv_backward_weight;
   return &d;

@@ -71,28 +71,26 @@ ALWAYS_INLINE void tile_product(float *c, size_t c_row, const float *a, size_t a
     }
 }
 
-// Where b[n][j] lies when b is packed: in panels as wide as a tile, each [length][width], the last
-// one perhaps of one vector. A tile reads its panel from one end to the other.
-static inline size_t packed(int n, int j, int length, int columns) {
-  const int first = j - j % PANEL, width = MIN(PANEL, columns - first);
-  return (size_t)first * length + (size_t)n * width + j - first;
+// Where b[n][j] lies when b is packed: in panels as wide as a tile, [length][PANEL] each. A tile
+// reads its panel from one end to the other.
+static inline size_t packed(int n, int j, int length) {
+  return (size_t)(j / PANEL * length + n) * PANEL + j % PANEL;
 }
 
 // c[m][j] = (add ? c[m][j] : 0) + sum over n < length of a[m * a_row + n * a_step] * b[n][j]
-// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. b_row: floats from
-// b[n] to b[n + 1], or 0 where b is packed.
+// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. From b[n] to b[n + 1]
+// it is b_row floats, from one panel of b to the next b_panel.
 static inline void product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
-                           const float *b, size_t b_row, int rows, int columns, int length,
-                           bool add) {
-  for (int j = 0; j < columns; j += PANEL)
+                           const float *b, size_t b_row, size_t b_panel, int rows, int columns,
+                           int length, bool add) {
+  for (int j = 0; j < columns; j += PANEL, b += b_panel)
     for (int m = 0; m < rows; m += ROWS) {
-      const float *panel = b + (b_row ? (size_t)j : packed(0, j, length, columns));
       const float *from = a + m * a_row;
       float *to = c + m * c_row + j;
       if (columns - j > LANES)
-        tile_product(to, c_row, from, a_row, a_step, panel, b_row ? b_row : PANEL, length, add, 2);
+        tile_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 2);
       else
-        tile_product(to, c_row, from, a_row, a_step, panel, b_row ? b_row : LANES, length, add, 1);
+        tile_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 1);
     }
 }
 

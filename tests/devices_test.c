@@ -36,7 +36,6 @@
 //
 //     make build/gcc/tests/devices_test && build/gcc/tests/devices_test
 #include "../conv.h"
-#include "../cpu/winograd.h"
 #include "../network.h"
 #include "inputs.h"
 #include <omp.h>
@@ -132,13 +131,11 @@ static double sums_error(const double *sums, const float *y, size_t pixels, int 
   return worst;
 }
 
-// The reference adds in double throughout. Another device may add up some values of y in float
-// first, 16 of them at most, 2^-24 each.
-static void check_sums(const layer *l, const device *d, const double *sums, const float *y,
-                       double tolerance) {
+// Both devices add in double throughout, in an order of their own.
+static void check_sums(const layer *l, const device *d, const double *sums, const float *y) {
   const conv_shape *s = &l->shape;
   const size_t pixels = (size_t)s->batch * s->out_height * s->out_width;
-  check_error(sums_error(sums, y, pixels, s->out_channels), tolerance, "%s sums of y, %s", l->name,
+  check_error(sums_error(sums, y, pixels, s->out_channels), 0x1p-40, "%s sums of y, %s", l->name,
               d->name);
 }
 
@@ -193,13 +190,13 @@ static bool compare_pass(const layer *l, pass p, bool option, const float *expec
   guarded sums = guarded_array(4 * (size_t)l->shape.out_channels, GUARD, SENTINEL);
   const float *before = p == BACKWARD_INPUT && option ? normals(count, 0, 1) : NULL;
   const bool good = run_with_threads(l, p, &out, p == FORWARD && option ? &sums : NULL, before);
-  if (winograd_takes(&l->shape))
+  if (cpu_conv_is_winograd(&l->shape))
     check_error(worst_of_largest(out.data, expected, before, count),
                 winograd_tolerance(&l->shape, p), "%s %s, Winograd", l->name, what);
   else
     check_error(worst_relative(out.data, expected, S, before, count),
                 8 * sqrt(products(&l->shape, p)) * 0x1p-24, "%s %s", l->name, what);
-  if (p == FORWARD && option) check_sums(l, cpu, (double *)sums.data, out.data, 16 * 0x1p-24);
+  if (p == FORWARD && option) check_sums(l, cpu, (double *)sums.data, out.data);
   return good;
 }
 
@@ -212,7 +209,7 @@ static bool test_pass(const layer *l, const layer *absolutes, pass p) {
   run_pass(reference, l, p, expected, sums, false);
   run_pass(reference, absolutes, p, S, NULL, false);
   if (p == FORWARD) {
-    check_sums(l, reference, sums, expected, 0x1p-40);
+    check_sums(l, reference, sums, expected);
     good = compare_pass(l, p, true, expected, S, count, "y");
     good &= compare_pass(l, p, false, expected, S, count, "y, without sums");
   } else if (p == BACKWARD_INPUT) {
@@ -221,6 +218,33 @@ static bool test_pass(const layer *l, const layer *absolutes, pass p) {
   } else {
     good = compare_pass(l, p, false, expected, S, count, "dw");
   }
+  return good;
+}
+
+// The two operations of evaluation done as one, against the two: the same bits, on any number of
+// threads. option: residual sum and ReLU.
+static bool test_inference(const layer *l, bool option) {
+  const conv_shape *s = &l->shape;
+  const int channels = s->out_channels;
+  const norm_shape shape = {s->batch * s->out_height * s->out_width, channels};
+  const guarded n = guarded_input(4 * channels, WEIGHT_GUARD); // gamma, beta, mean, variance
+  const guarded residual = guarded_input(l->dy.count, GUARD);
+  const float *gamma = n.data, *beta = gamma + channels, *mean = beta + channels;
+  const float *variance = absolute(mean + channels, channels);
+  const float *added = option ? residual.data : NULL;
+  float *expected = poison(l->dy.count);
+  const int usual = omp_get_max_threads();
+  bool good = true;
+  cpu->conv_forward(s, expected, l->x.data, l->w.data, NULL);
+  cpu->norm_inference(&shape, expected, expected, gamma, beta, added, option, mean, variance);
+  for (int threads = 1; threads <= 3; threads++) {
+    guarded y = guarded_array(l->dy.count, GUARD, SENTINEL);
+    omp_set_num_threads(threads);
+    cpu->conv_norm_inference(s, y.data, l->x.data, l->w.data, gamma, beta, added, option, mean,
+                             variance);
+    good &= !memcmp(expected, y.data, y.count * sizeof(float)) && guards_intact(&y);
+  }
+  omp_set_num_threads(usual);
   return good;
 }
 
@@ -242,6 +266,9 @@ static void test_conv(conv_shape s) {
   good &= test_pass(&l, &absolutes, BACKWARD_INPUT);
   good &= test_pass(&l, &absolutes, BACKWARD_WEIGHT);
   check(good, "%s same bits with 1, 2, 3 threads; nothing written outside", l.name);
+  good = test_inference(&l, true);
+  good &= test_inference(&l, false);
+  check(good, "%s with the norm of evaluation: the same bits as one after the other", l.name);
   release();
 }
 
