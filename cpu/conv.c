@@ -188,23 +188,31 @@ static void move_rows(const plan *p, const side *s, float *rows, float *images, 
     move_patches(p, s, rows, images, first, count, write);
 }
 
-// W, packed, for X W, or for Y W^T.
+// W, packed, for X W, or for Y W^T, from w: [Cout][R S][Cin]. A block of filters and channels is
+// copied first: in w its rows lie powers of two apart, which share few cache lines.
 static void read_filters(const plan *p, float *W, const float *w, bool transposed) {
-  const int length = transposed ? p->y.columns : p->x.columns;
-  const int columns = transposed ? p->x.columns : p->y.columns, taps = p->points > 1 ? 9 : 1;
-  const size_t filter = p->x.columns * taps;
-  const size_t n_step = transposed ? filter : 1, j_step = transposed ? 1 : filter;
-#pragma omp parallel for collapse(2)
-  for (int j = 0; j < columns; j += LANES)
-    for (int n = 0; n < length; n++) {
-      vector g[9];
-      const float *from = w + n * n_step + j * j_step;
-      for (int i = 0; i < taps; i++)
-        g[i] = load_strided(from + i * p->x.columns, j_step, columns - j);
-      if (taps > 1)
-        to_points(W + packed(n, j, length), p->w_step, G, 3, g);
-      else
-        store(W + packed(n, j, length), g[0]);
+  const int C = p->x.columns, K = p->y.columns, taps = p->points > 1 ? 9 : 1;
+  const int length = transposed ? K : C;
+  const size_t n_step = transposed ? taps * PANEL : 1, j_step = transposed ? 1 : taps * PANEL;
+#pragma omp parallel for
+  for (int k = 0; k < K; k += PANEL)
+    for (int c = 0; c < C; c += PANEL) {
+      float block[PANEL * 9 * PANEL]; // [filter][tap][channel]
+      const int filters = MIN(PANEL, K - k), channels = MIN(PANEL, C - c);
+      const int deep = transposed ? filters : channels, wide = transposed ? channels : filters;
+      for (int i = 0; i < filters * taps; i++)
+        memcpy(block + i * PANEL, w + ((size_t)k * taps + i) * C + c, channels * sizeof *w);
+      for (int n = 0; n < deep; n++)
+        for (int j = 0; j < wide; j += LANES) {
+          vector g[9];
+          float *to = W + packed((transposed ? k : c) + n, (transposed ? c : k) + j, length);
+          for (int i = 0; i < taps; i++)
+            g[i] = load_strided(block + n * n_step + j * j_step + i * PANEL, j_step, wide - j);
+          if (taps > 1)
+            to_points(to, p->w_step, G, 3, g);
+          else
+            store(to, g[0]);
+        }
     }
 }
 
