@@ -5,15 +5,16 @@
 //     forward  Y = X W        input gradient  X = Y W^T        weight gradient  W = X^T Y
 //
 // Directly, there is one of each: a row of Y is an output pixel's channels, the same row of X the
-// patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3 filters
-// with stride 1, there are 36, and rows are tiles of 4x4 pixels: a quarter of the multiplications
-// (winograd.h). Only how pixels become rows and rows pixels differs between the two, and gradients
-// go the same way back: what a row of X gets is added to every pixel that the row was made of.
+// patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3, rows
+// are tiles of 4x4 pixels and there are 36 or, with stride 2, 81 products: 1/4 or 9/16 of the
+// multiplications (winograd.h). Only how pixels become rows and rows pixels differs between the
+// methods, and gradients go the same way back: what a row of X gets is added to every pixel that
+// the row was made of.
 //
-// Memory. Rows are made a group at a time, multiplied while they are in the cache, and written back:
-// the matrices never exist as a whole. Groups of images go to threads. What a task adds up, and the
-// order in which tasks' partial sums are added, follow from the shape alone, so the bits do not
-// depend on the number of threads. Checked by `make check` (tests/devices_test.c).
+// Memory. Rows are made a group at a time, multiplied while they are in the cache, and written
+// back: the matrices never exist as a whole. Groups of images go to threads. What a task adds up,
+// and the order in which tasks' partial sums are added, follow from the shape alone, so the bits do
+// not depend on the number of threads. Checked by `make check` (tests/devices_test.c).
 #define _DEFAULT_SOURCE // madvise
 #include "conv.h"
 #include "error.h"
@@ -28,9 +29,8 @@ enum {
   TASKS = 64,             // parts of a batch: more than any CPU here has threads
   WEIGHT_TASKS = 16,      // the same where each part has a W of its own
   MAX_PARTIALS = 2500000, // floats in all those together, where there is more than one
-  GROUP = 32,             // tiles at a time: with more, their points and the filters' do not fit
-  GROUP_FLOATS = 1 << 16, // patches at a time: as many as make so many floats,
-  MAX_ROWS = 256,         // but GROUP to MAX_ROWS of them
+  TILES = 32,             // rows at a time: more points do not fit the cache beside the filters'
+  PATCHES = 256,          // the same, directly
   PAD = 16,               // floats behind a row: strides of a power of two share few cache lines
   AHEAD = 2,              // tiles
   MAX_CHANNELS = 8192,    // of a pixel `outside` the image, which is read like any other
@@ -49,17 +49,18 @@ typedef struct {
 } side;
 
 typedef struct {
-  int points;       // products: 36, or 1
-  int across, down; // rows of X and Y from one image: tiles, or output pixels
-  int group;        // rows at a time
+  int points;        // along one dimension, so that there are points^2 products; 1: directly
+  int filter_points; // of these, those at which the filters differ, which come first
+  int across, down;  // rows of X and Y from one image: tiles, or output pixels
+  int group;         // rows at a time
   side x, y;
   size_t w_step; // floats of W at one point
   size_t buffer; // floats of X and Y of one group
 } plan;
 
 bool cpu_conv_is_winograd(const conv_shape *s) {
-  return s->kernel == 3 && s->stride == 1 && s->in_channels % LANES == 0 &&
-         s->out_channels % LANES == 0 && MAX(s->in_channels, s->out_channels) <= MAX_CHANNELS;
+  return s->kernel == 3 && s->in_channels % LANES == 0 && s->out_channels % LANES == 0 &&
+         MAX(s->in_channels, s->out_channels) <= MAX_CHANNELS;
 }
 
 static void lay_out(side *s, const plan *p) {
@@ -69,21 +70,24 @@ static void lay_out(side *s, const plan *p) {
 }
 
 static plan make_plan(const conv_shape *s) {
-  const int fit = GROUP_FLOATS / (s->kernel * s->kernel * s->in_channels) / ROWS * ROWS;
-  plan p = {.points = 1, .across = s->out_width, .down = s->out_height};
-  p.group = MIN(MAX_ROWS, MAX(GROUP, fit));
+  plan p = {.points = 1,
+            .filter_points = 1,
+            .group = PATCHES,
+            .across = s->out_width,
+            .down = s->out_height};
   p.x = (side){.height = s->in_height, .width = s->in_width, .channels = s->in_channels};
   p.y = (side){.height = s->out_height, .width = s->out_width, .channels = s->out_channels};
   p.x.size = s->kernel, p.x.stride = s->stride, p.x.padding = s->kernel / 2, p.x.add = true;
   p.y.size = p.y.stride = 1;
   if (cpu_conv_is_winograd(s)) {
-    p.points = POINTS, p.group = GROUP;
+    p.points = s->stride == 1 ? POINTS_1 : POINTS_2, p.filter_points = FILTER_POINTS;
+    p.group = TILES;
     p.across = DIVIDE_UP(s->out_width, TILE), p.down = DIVIDE_UP(s->out_height, TILE);
-    p.x.size = WINDOW, p.y.size = p.x.stride = p.y.stride = TILE;
+    p.x.size = p.points, p.x.stride = TILE * s->stride, p.y.size = p.y.stride = TILE;
   }
   lay_out(&p.x, &p), lay_out(&p.y, &p);
   p.w_step = ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.y.columns, PANEL) + PAD;
-  p.buffer = p.points * (p.x.step + p.y.step);
+  p.buffer = p.points * p.points * (p.x.step + p.y.step);
   return p;
 }
 
@@ -151,27 +155,27 @@ ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *
   }
 }
 
-ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int n, float *rows,
-                              float *images, int first, int count, bool write) {
-  float *pixels[GROUP * POINTS], **pixel = pixels;
+ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int points, int n,
+                              float *rows, float *images, int first, int count, bool write) {
+  float *pixels[TILES * POINTS_2 * POINTS_2], **pixel = pixels;
   find_pixels(pixels, n, p, s, images, first, count);
   for (int tile = 0; tile < count; tile++, rows += s->row, pixel += n * n)
     for (int c = 0; c < s->columns; c += LANES) {
-      vector window[POINTS];
+      vector window[POINTS_2 * POINTS_2];
       if (write) {
-        from_points(window, m, n, rows + c, s->step);
-#pragma GCC unroll 36
+        from_points(window, m, points, n, rows + c, s->step);
+#pragma GCC unroll 81
         for (int i = 0; i < n * n; i++)
           if (pixel[i] != outside)
             store(pixel[i] + c, s->add ? load(pixel[i] + c) + window[i] : window[i]);
       } else {
-#pragma GCC unroll 36
+#pragma GCC unroll 81
         for (int i = 0; i < n * n; i++) window[i] = load(pixel[i] + c);
         // The processor does not guess this order. What is left and above was read before.
         float *const *next = pixel + MIN(AHEAD, count - 1 - tile) * n * n;
-        for (int i = n - TILE; i < n; i++)
-          for (int j = n - TILE; j < n; j++) __builtin_prefetch(next[i * n + j] + c);
-        to_points(rows + c, s->step, m, n, window);
+        for (int i = n - s->stride; i < n; i++)
+          for (int j = n - s->stride; j < n; j++) __builtin_prefetch(next[i * n + j] + c);
+        to_points(rows + c, s->step, m, points, n, window);
       }
     }
 }
@@ -180,12 +184,22 @@ ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int n, flo
 // overwritten, x added to.
 static void move_rows(const plan *p, const side *s, float *rows, float *images, int first,
                       int count, bool write) {
-  if (s->size == WINDOW)
-    move_tiles(p, s, B, WINDOW, rows, images, first, count, write);
-  else if (s->size == TILE)
-    move_tiles(p, s, A, TILE, rows, images, first, count, write);
-  else
+  if (p->points == 1)
     move_patches(p, s, rows, images, first, count, write);
+  else if (p->points == POINTS_1 && s->size == POINTS_1)
+    move_tiles(p, s, B_1, POINTS_1, POINTS_1, rows, images, first, count, write);
+  else if (p->points == POINTS_1)
+    move_tiles(p, s, A_1, POINTS_1, TILE, rows, images, first, count, write);
+  else if (s->size == POINTS_2)
+    move_tiles(p, s, B_2, POINTS_2, POINTS_2, rows, images, first, count, write);
+  else
+    move_tiles(p, s, A_2, POINTS_2, TILE, rows, images, first, count, write);
+}
+
+// Which of the filters' points goes with point t of x and y.
+static int filter_point(const plan *p, int t) {
+  return MIN(t / p->points, p->filter_points - 1) * p->filter_points +
+         MIN(t % p->points, p->filter_points - 1);
 }
 
 // W, packed, for X W, or for Y W^T, from w: [Cout][R S][Cin]. A block of filters and channels is
@@ -208,8 +222,10 @@ static void read_filters(const plan *p, float *W, const float *w, bool transpose
           float *to = W + packed((transposed ? k : c) + n, (transposed ? c : k) + j, length);
           for (int i = 0; i < taps; i++)
             g[i] = load_strided(block + n * n_step + j * j_step + i * PANEL, j_step, wide - j);
-          if (taps > 1)
-            to_points(to, p->w_step, G, 3, g);
+          if (p->points == POINTS_1)
+            to_points(to, p->w_step, G_1, FILTER_POINTS, 3, g);
+          else if (p->points == POINTS_2)
+            to_points(to, p->w_step, G_2, FILTER_POINTS, 3, g);
           else
             store(to, g[0]);
         }
@@ -248,14 +264,15 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
   const int rows = p.across * p.down;
   const int parts = MIN(MIN(TASKS, s->batch), MAX(1, s->batch * rows / p.group));
   const size_t pixels = out->height * out->width, sums_size = 2 * out->channels;
-  const size_t w_size = p.points * p.w_step, threads = omp_get_max_threads();
+  const size_t w_size = p.filter_points * p.filter_points * p.w_step,
+               threads = omp_get_max_threads();
   double *partial = (double *)scratch(2 * parts * sums_size + w_size + threads * p.buffer);
   float *W = (float *)(partial + parts * sums_size), *buffers = W + w_size;
   memset(partial, 0, parts * sums_size * sizeof *partial);
   read_filters(&p, W, w, backward);
 #pragma omp parallel for schedule(dynamic)
   for (int part = 0; part < parts; part++) {
-    float *a = buffers + omp_get_thread_num() * p.buffer, *c = a + p.points * in->step;
+    float *a = buffers + omp_get_thread_num() * p.buffer, *c = a + p.points * p.points * in->step;
     const size_t begin = part * s->batch / parts, end = (part + 1) * s->batch / parts;
     if (backward && !accumulate)
       memset(to + begin * pixels * out->channels, 0,
@@ -263,9 +280,10 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
     for (int row = begin * rows; row < (int)end * rows; row += p.group) {
       const int count = MIN(p.group, (int)end * rows - row);
       move_rows(&p, in, a, (float *)from, row, count, false);
-      for (int t = 0; t < p.points; t++)
-        product(c + t * out->step, out->row, a + t * in->step, in->row, 1, W + t * p.w_step, PANEL,
-                in->columns * PANEL, count, ROUND_UP(out->columns, LANES), in->columns, false);
+      for (int t = 0; t < p.points * p.points; t++)
+        product(c + t * out->step, out->row, a + t * in->step, in->row, 1,
+                W + filter_point(&p, t) * p.w_step, PANEL, in->columns * PANEL, count,
+                ROUND_UP(out->columns, LANES), in->columns, false);
       move_rows(&p, out, c, to, row, count, true);
     }
     if (sums)
@@ -296,23 +314,27 @@ void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dy, cons
 
 // dw: [Cout][R S][Cin] from sums: [parts][points][Cout][x.row]
 static void write_filters(const plan *p, float *dw, const float *sums, int parts, size_t step) {
-  const int taps = p->points > 1 ? 9 : 1;
+  const int taps = p->points > 1 ? 9 : 1, points = p->filter_points * p->filter_points;
 #pragma omp parallel for collapse(2)
   for (int k = 0; k < p->y.channels; k++)
     for (int c = 0; c < p->x.columns; c += LANES) {
       const float *from = sums + k * p->x.row + c;
-      float total[POINTS * LANES], *to = dw + (size_t)k * taps * p->x.columns + c;
+      float total[FILTER_POINTS * FILTER_POINTS * LANES],
+          *to = dw + (size_t)k * taps * p->x.columns + c;
       vector g[9];
-      for (int t = 0; t < p->points; t++) {
+      for (int t = 0; t < points; t++) {
         vector sum = load(from + t * step);
-        for (int part = 1; part < parts; part++) sum += load(from + (part * p->points + t) * step);
+        for (int part = 1; part < parts; part++) sum += load(from + (part * points + t) * step);
         store(total + t * LANES, sum);
       }
       if (taps == 1) {
         memcpy(to, total, MIN(LANES, p->x.columns - c) * sizeof *to);
         continue;
       }
-      from_points(g, G, 3, total, LANES);
+      if (p->points == POINTS_1)
+        from_points(g, G_1, FILTER_POINTS, 3, total, LANES);
+      else
+        from_points(g, G_2, FILTER_POINTS, 3, total, LANES);
       for (int i = 0; i < taps; i++) store(to + i * p->x.columns, g[i]);
     }
 }
@@ -320,7 +342,7 @@ static void write_filters(const plan *p, float *dw, const float *sums, int parts
 void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, const void *x) {
   const plan p = make_plan(s);
   const int rows = s->batch * p.across * p.down, filters = ROUND_UP(s->out_channels, ROWS);
-  const size_t step = filters * p.x.row + PAD, size = p.points * step;
+  const size_t step = filters * p.x.row + PAD, size = p.filter_points * p.filter_points * step;
   const int affordable = MAX(1, MAX_PARTIALS / size);
   const int parts = MIN(MIN(WEIGHT_TASKS, affordable), DIVIDE_UP(rows, 4 * p.group));
   const int slices = MIN(DIVIDE_UP(filters, 64), DIVIDE_UP(WEIGHT_TASKS, parts));
@@ -330,7 +352,7 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, con
   for (int part = 0; part < parts; part++)
     for (int k = 0; k < filters; k += slice) {
       float *X = partials + parts * size + omp_get_thread_num() * p.buffer;
-      float *Y = X + p.points * p.x.step, *sum = partials + part * size + k * p.x.row;
+      float *Y = X + p.points * p.points * p.x.step, *sum = partials + part * size + k * p.x.row;
       const int begin = (int)((long)part * rows / parts), end = (int)((part + 1L) * rows / parts);
       side y = p.y; // the slice of it
       y.columns = MIN(slice, s->out_channels - k);
@@ -338,9 +360,12 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, con
         const int count = MIN(p.group, end - row);
         move_rows(&p, &p.x, X, (float *)x, row, count, false);
         move_rows(&p, &y, Y, (float *)dy + k, row, count, false);
-        for (int t = 0; t < p.points; t++)
-          product(sum + t * step, p.x.row, Y + t * y.step, 1, y.row, X + t * p.x.step, p.x.row,
-                  PANEL, y.columns, ROUND_UP(p.x.columns, LANES), count, row > begin);
+        for (int t = 0; t < p.points * p.points; t++) {
+          const bool again = t / p.points >= p.filter_points || t % p.points >= p.filter_points;
+          product(sum + filter_point(&p, t) * step, p.x.row, Y + t * y.step, 1, y.row,
+                  X + t * p.x.step, p.x.row, PANEL, y.columns, ROUND_UP(p.x.columns, LANES), count,
+                  row > begin || again);
+        }
       }
     }
   write_filters(&p, dw, partials, parts, step);

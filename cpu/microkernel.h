@@ -78,8 +78,8 @@ static inline size_t packed(int n, int j, int length) {
 }
 
 // c[m][j] = (add ? c[m][j] : 0) + sum over n < length of a[m * a_row + n * a_step] * b[n][j]
-// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. From b[n] to b[n + 1]
-// it is b_row floats, from one panel of b to the next b_panel.
+// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. b_row: floats from
+// b[n] to b[n + 1]; b_panel: from one panel of b to the next.
 static inline void product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
                            const float *b, size_t b_row, size_t b_panel, int rows, int columns,
                            int length, bool add) {
