@@ -305,6 +305,8 @@ static void test_ragged_shapes(void) {
     for (int size = 0; size < 3; size++)
       test_conv(make_conv_shape(batches[batch], sizes[size][0], sizes[size][1], 48, 80, 3, 1));
   test_conv(make_conv_shape(37, 10, 15, 16, 48, 3, 1));
+  test_conv(make_conv_shape(37, 10, 15, 16, 48, 3, 2));
+  test_conv(make_conv_shape(1, 2, 3, 8208, 16, 3, 1)); // more channels than Winograd's method takes
 }
 
 // -- Threads -------------------------------------------------------------------------------------
