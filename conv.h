@@ -1,7 +1,7 @@
 // conv.h - convolution in three passes, as device.h states them, in its CPU versions.
 //
 //     reference/conv.c   seven plain loops, sums in double: the definition
-//     cpu/conv.c         the same numbers as fast as a CPU can make them
+//     cpu/conv.c         the same up to rounding, as fast as a CPU can make it
 //
 // Checked by `make check`: finite differences, PyTorch's numbers, and one against the other on every
 // layer shape of the network and on ragged ones (tests/devices_test.c).

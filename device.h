@@ -106,7 +106,7 @@ typedef struct {
 
 typedef struct device {
   const char *name;
-  const char *description; // for the first lines of a run: "fp32, 8 floats a vector"
+  const char *description; // for the first lines of a run: "fp32, Winograd and direct convolution"
   size_t activation_bytes; // bytes of one activation
   size_t compute_bytes;    // see parameters.compute
   bool asynchronous;       // operations return before they are done; a download waits for them

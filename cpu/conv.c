@@ -2,13 +2,14 @@
 //
 // reference/conv.c says what is computed. Here all three passes are products of the same matrices:
 //
-//     forward  Y = X W        input gradient  X = Y W^T        weight gradient  W = X^T Y
+//     forward  Y = X W       input gradient  dX = dY W^T       weight gradient  dW = X^T dY
 //
 // Directly, there is one of each: a row of Y is an output pixel's channels, the same row of X the
-// patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3, rows
-// are tiles of 4x4 pixels and there are 36 or, with stride 2, 81 products: 1/4 or 9/16 of the
+// patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3, there
+// are 36 products or, with stride 2, 81, each with a row of Y for a transformed tile of 4x4 pixels
+// and a row of X for the window of 6x6 or 9x9 that the tile sees: 1/4 or 9/16 of the
 // multiplications (winograd.h). Only how pixels become rows and rows pixels differs between the
-// methods, and gradients go the same way back: what a row of X gets is added to every pixel that
+// methods, and gradients go the same way back: what a row of dX gets is added to every pixel that
 // the row was made of.
 //
 // Memory. Rows are made a group at a time, multiplied while they are in the cache, and written
@@ -26,14 +27,14 @@
 #include <sys/mman.h>
 
 enum {
-  TASKS = 64,             // parts of a batch: more than any CPU here has threads
+  TASKS = 64,             // parts of a batch, and so the most threads that can help
   WEIGHT_TASKS = 16,      // the same where each part has a W of its own
-  MAX_PARTIALS = 2500000, // floats in all those together, where there is more than one
-  TILES = 32,             // rows at a time: more points do not fit the cache beside the filters'
+  MAX_PARTIALS = 2500000, // floats in all those together; above it, fewer parts
+  TILES = 32,             // rows of a group: more would push the filters' points out of the cache
   PATCHES = 256,          // the same, directly
-  PAD = 16,               // floats behind a row: strides of a power of two share few cache lines
-  AHEAD = 2,              // tiles
-  MAX_CHANNELS = 8192,    // of a pixel `outside` the image, which is read like any other
+  PAD = 16, // floats left empty behind a row: powers of two apart, rows would share few cache lines
+  AHEAD = 2,           // tiles, whose pixels are fetched into the cache
+  MAX_CHANNELS = 8192, // of `outside`, a pixel of zeros that stands for all beyond the border
 };
 static const float outside[MAX_CHANNELS];
 
@@ -43,13 +44,13 @@ typedef struct {
   int height, width, channels; // of an image
   int size;                    // a row sees size x size pixels,
   int stride, padding;         // the next one so much further on, the first so far outside
-  bool add;                    // what rows see overlaps, so writing them back is adding
+  bool add;                    // rows see overlapping pixels: they are written back by adding
   int columns;                 // floats of a row
   size_t row, step;
 } side;
 
 typedef struct {
-  int points;        // along one dimension, so that there are points^2 products; 1: directly
+  int points;        // values in a dimension after the transform, so points^2 products; 1: directly
   int filter_points; // of these, those at which the filters differ, which come first
   int across, down;  // rows of X and Y from one image: tiles, or output pixels
   int group;         // rows at a time
@@ -86,7 +87,7 @@ static plan make_plan(const conv_shape *s) {
     p.x.size = p.points, p.x.stride = TILE * s->stride, p.y.size = p.y.stride = TILE;
   }
   lay_out(&p.x, &p), lay_out(&p.y, &p);
-  p.w_step = ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.y.columns, PANEL) + PAD;
+  p.w_step = (size_t)ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.y.columns, PANEL) + PAD;
   p.buffer = p.points * p.points * (p.x.step + p.y.step);
   return p;
 }
@@ -131,7 +132,7 @@ static void move_patches(const plan *p, const side *s, float *rows, float *image
     if (!write && s->padding) memset(rows, 0, s->columns * sizeof *rows); // what lies outside
     for (int r = MAX(0, -at.top); r < MIN(s->size, s->height - at.top); r++) {
       float *row = rows + (r * s->size + begin) * s->channels;
-      float *pixels = images + at.first + (r * s->width + begin) * s->channels;
+      float *pixels = images + (at.first + (r * s->width + begin) * s->channels);
       if (!write)
         memcpy(row, pixels, length * sizeof *row);
       else
@@ -140,7 +141,7 @@ static void move_patches(const plan *p, const side *s, float *rows, float *image
   }
 }
 
-// Where the n x n pixels of each tile (n = 4) or window (6) lie; outside the image, `outside`.
+// Where the n x n pixels of each tile (n = 4) or window (6 or 9) lie; beyond the border, `outside`.
 ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *s, float *images,
                                int first, int count) {
   for (int i = first; i < first + count; i++) {
@@ -149,7 +150,7 @@ ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *
       const bool inside = at.top + h >= 0 && at.top + h < s->height;
       for (int v = 0; v < n; v++)
         *pixel++ = inside && at.left + v >= 0 && at.left + v < s->width
-                       ? images + at.first + (h * s->width + v) * s->channels
+                       ? images + (at.first + (h * s->width + v) * s->channels)
                        : (float *)outside;
     }
   }
@@ -171,7 +172,8 @@ ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int points
       } else {
 #pragma GCC unroll 81
         for (int i = 0; i < n * n; i++) window[i] = load(pixel[i] + c);
-        // The processor does not guess this order. What is left and above was read before.
+        // No processor foresees this order. What the window shares with those above and to the
+        // left was read for them.
         float *const *next = pixel + MIN(AHEAD, count - 1 - tile) * n * n;
         for (int i = n - s->stride; i < n; i++)
           for (int j = n - s->stride; j < n; j++) __builtin_prefetch(next[i * n + j] + c);

@@ -1,12 +1,13 @@
 // microkernel.h - matrix products in GCC's portable vectors: where a convolution spends its time.
 //
-// A vector holds LANES floats. A tile is ROWS x 2 vectors of running sums that stay in registers: a
+// A vector holds LANES floats. A block is ROWS x 2 vectors of sums that stay in registers: a
 // step loads 2 vectors and ROWS single floats (which the multiply-add spreads over its lanes) and
 // does 2 ROWS multiply-adds. So there is more to multiply than to load, and the multiply-adds set
-// the pace. ROWS is what the register file holds: 16 sums and 3 operands of 32 registers, 8 and 3
-// of 16. Every loop over a tile is unrolled completely, or its sums would live in memory.
+// the pace. ROWS is the largest power of two, which divides every group of rows, that fits the
+// registers: 16 sums and 3 operands of 32, or 8 and 3 of 16. Every loop over a block is unrolled
+// completely, or its sums would live in memory.
 //
-// The width has to be the machine's own: 64-byte vectors without AVX-512 run 30 times slower.
+// The width has to be one the machine has: 64-byte vectors without AVX-512 run 30 times slower.
 #ifndef MICROKERNEL_H
 #define MICROKERNEL_H
 
@@ -48,9 +49,10 @@ ALWAYS_INLINE vector load_strided(const float *p, size_t step, int count) {
   return v;
 }
 
-// One tile of a product, 1 or 2 vectors wide; `vectors` must be a constant where this is used.
-ALWAYS_INLINE void tile_product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
-                                const float *b, size_t b_row, int length, bool add, int vectors) {
+// One block of a product, 1 or 2 vectors wide; `vectors` must be a constant where this is used.
+ALWAYS_INLINE void block_product(float *c, size_t c_row, const float *a, size_t a_row,
+                                 size_t a_step, const float *b, size_t b_row, int length, bool add,
+                                 int vectors) {
   vector sum[ROWS][2] = {{{0}}};
   const float *row[ROWS];
   for (int i = 0; i < ROWS; i++) row[i] = a + i * a_row;
@@ -71,14 +73,14 @@ ALWAYS_INLINE void tile_product(float *c, size_t c_row, const float *a, size_t a
     }
 }
 
-// Where b[n][j] lies when b is packed: in panels as wide as a tile, [length][PANEL] each. A tile
+// Where b[n][j] lies when b is packed: in panels as wide as a block, [length][PANEL] each. A block
 // reads its panel from one end to the other.
 static inline size_t packed(int n, int j, int length) {
   return (size_t)(j / PANEL * length + n) * PANEL + j % PANEL;
 }
 
 // c[m][j] = (add ? c[m][j] : 0) + sum over n < length of a[m * a_row + n * a_step] * b[n][j]
-// for m < rows, rounded up to whole tiles, and j < columns, a multiple of LANES. b_row: floats from
+// for m < rows, rounded up to whole blocks, and j < columns, a multiple of LANES. b_row: floats from
 // b[n] to b[n + 1]; b_panel: from one panel of b to the next.
 static inline void product(float *c, size_t c_row, const float *a, size_t a_row, size_t a_step,
                            const float *b, size_t b_row, size_t b_panel, int rows, int columns,
@@ -88,9 +90,9 @@ static inline void product(float *c, size_t c_row, const float *a, size_t a_row,
       const float *from = a + m * a_row;
       float *to = c + m * c_row + j;
       if (columns - j > LANES)
-        tile_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 2);
+        block_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 2);
       else
-        tile_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 1);
+        block_product(to, c_row, from, a_row, a_step, b, b_row, length, add, 1);
     }
 }
 

@@ -4,17 +4,18 @@
 // F(4x4, 3x3). In one dimension, 4 outputs y of a filter g of 3 taps over a window d of 6 inputs
 // take 12 products. Read g and y as polynomials of degree 2 and 3: their product has degree 5, so
 // its values at 6 points determine it, and at a point a product of polynomials is a product of two
-// numbers. Filtering is the transpose of that multiplication (Toom and Cook's), with the same three
-// matrices:
+// numbers. Multiplying so (Toom and Cook's method) takes three matrices. A filter is the transpose
+// of a multiplication: it takes the same three in other roles, and so do its gradients (the dot
+// multiplies element by element; dy is the gradient of y, and so on):
 //
 //     y = A^T [(G g) . (B^T d)]       dg = G^T [(A dy) . (B^T d)]       dd = B [(A dy) . (G g)]
 //
 // 6 products for 12, in two dimensions 36 for 144, and summed over channels 36 matrix products.
 // With the points 0, 1, -1, 2, -2 and infinity, row t of A and G is 1, t, t^2 (, t^3), of infinity
 // the highest power alone; row t of B^T has the coefficients of the product of (z - u) over the
-// other points u, which is 0 at all of these, and G is divided by its value at t. Small whole
+// other points u, which is 0 at every one of them, and G is divided by its value at t. Small whole
 // numbers, so little is lost: devices_test.c derives how much. Memory and the transforms' additions
-// (some 16 a pixel and channel) take most of the rest of the gain: 2 to 2.8 of the 4 arrive.
+// (some 15 a pixel and channel) take most of the rest of the gain: 2 to 2.8 of the 4 arrive.
 //
 // Stride 2. Of a window's 9 pixels, taps 0 and 2 meet 0, 2, 4, 6 and 8, tap 1 meets 1, 3, 5 and 7.
 // The former is a filter of 2 taps over 5 pixels with stride 1: the points 0, 1, -1, 2 and infinity
@@ -66,7 +67,7 @@ static matrix G_2 = {
 
 // Whether row r + 1 is row r with the odd columns negated, as the rows of a point and its negative
 // are: then the even and the odd part of a row serve both. Everything about a matrix is a constant
-// where it is used, so that no test remains in the unrolled loops.
+// where it is used, so the compiler decides every `if` here and in what follows.
 ALWAYS_INLINE bool is_pair(matrix m, int points, int r) {
   bool pair = r >= 0 && r + 1 < points;
 #pragma GCC unroll 9
@@ -106,7 +107,8 @@ ALWAYS_INLINE void multiply(vector *to, matrix m, int points, int n, const vecto
 }
 
 // to[n] = m^T v[points]
-ALWAYS_INLINE void multiply_transposed(vector *to, matrix m, int points, int n, const vector *v) {
+ALWAYS_INLINE void multiply_transposed(vector *to, int step, matrix m, int points, int n,
+                                       const vector *v) {
 #pragma GCC unroll 9
   for (int j = 0; j < n; j++) {
     vector sum = {0};
@@ -117,13 +119,13 @@ ALWAYS_INLINE void multiply_transposed(vector *to, matrix m, int points, int n, 
         sum = add_term(sum, &started, m[r][j], j % 2 ? v[r] - v[r + 1] : v[r] + v[r + 1]);
       else if (!is_pair(m, points, r - 1))
         sum = add_term(sum, &started, m[r][j], v[r]);
-    to[j] = sum;
+    to[j * step] = sum;
   }
 }
 
 // m V m^T of V[n][n]: [points][points], `step` floats apart.
 ALWAYS_INLINE void to_points(float *to, size_t step, matrix m, int points, int n, const vector *V) {
-  vector half[POINTS_2][POINTS_2], row[POINTS_2]; // half: [n][points], transposed
+  vector half[POINTS_2][POINTS_2], row[POINTS_2]; // half = (m V)^T: [n][points]
 #pragma GCC unroll 9
   for (int j = 0; j < n; j++) multiply(half[j], m, points, n, V + j, n);
 #pragma GCC unroll 9
@@ -137,18 +139,15 @@ ALWAYS_INLINE void to_points(float *to, size_t step, matrix m, int points, int n
 // V[n][n] = m^T P m of P[points][points], `step` floats apart.
 ALWAYS_INLINE void from_points(vector *V, matrix m, int points, int n, const float *from,
                                size_t step) {
-  vector half[POINTS_2][POINTS_2], column[POINTS_2],
-      sum[POINTS_2]; // half: [n][points], transposed
+  vector half[POINTS_2][POINTS_2], column[POINTS_2]; // half = m^T P: [n][points]
 #pragma GCC unroll 9
   for (int j = 0; j < points; j++) {
 #pragma GCC unroll 9
     for (int i = 0; i < points; i++) column[i] = load(from + (i * points + j) * step);
-    multiply_transposed(sum, m, points, n, column);
-#pragma GCC unroll 9
-    for (int i = 0; i < n; i++) half[i][j] = sum[i];
+    multiply_transposed(&half[0][j], POINTS_2, m, points, n, column);
   }
 #pragma GCC unroll 9
-  for (int i = 0; i < n; i++) multiply_transposed(V + i * n, m, points, n, half[i]);
+  for (int i = 0; i < n; i++) multiply_transposed(V + i * n, 1, m, points, n, half[i]);
 }
 
 #endif
