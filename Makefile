@@ -32,16 +32,15 @@ BUILD := build/$(notdir $(CC))$(VARIANT)
 TRAIN := $(BUILD)/train
 SHAPES := $(BUILD)/shapes
 
-LIBRARY := device.c random.c files.c safetensors.c checkpoint.c cifar.c network.c options.c report.c \
-  $(wildcard reference/*.c) $(wildcard cpu/*.c)
+LIBRARY := cifar.c network.c $(wildcard run/*.c) $(wildcard reference/*.c) $(wildcard cpu/*.c)
 # The same network and operations in double precision, for finite differences.
-DOUBLE := random.c files.c safetensors.c network.c $(wildcard reference/*.c)
+DOUBLE := network.c run/random.c run/files.c run/safetensors.c $(wildcard reference/*.c)
 TESTS := $(filter-out gradients_test,$(basename $(notdir $(wildcard tests/*_test.c))))
 DOUBLE_TESTS := gradients_test golden_test
 
 # -- GPU: the .cu files, compiled by g++ on the simulator, and by nvcc where there is one ------------
 
-KERNELS := gpu.cu mixup.cu conv.cu resnet18.cu smoothing.cu sgd.cu
+KERNELS := $(wildcard *.cu) $(wildcard gpu/*.cu)
 CXX_OF_CC := $(if $(findstring clang,$(notdir $(CC))),$(subst clang,clang++,$(CC)),g++)
 OUR_CXXFLAGS := -std=c++17 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \
   -fno-exceptions -fno-rtti -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas -Werror
@@ -62,7 +61,7 @@ GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o $(BUILD)/s
 ifneq ($(NVCC),)
 CUDA_OBJECTS := $(KERNELS:%.cu=$(BUILD)/cuda/%.o)
 CUDA_LIBRARIES := -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -ldl -lrt -lpthread -lstdc++
-$(BUILD)/device.o: OUR_CFLAGS += -DHAVE_CUDA
+$(BUILD)/run/devices.o: OUR_CFLAGS += -DHAVE_CUDA
 endif
 
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
@@ -130,7 +129,7 @@ LINK = @$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(CUDA_LIBRARIES) $(LIBRARIES)
 $(TRAIN): $(BUILD)/train.o $(OBJECTS)
 	$(LINK)
 
-$(SHAPES): $(BUILD)/shapes.o $(BUILD)/random.o $(BUILD)/files.o
+$(SHAPES): $(BUILD)/tools/shapes.o $(BUILD)/run/random.o $(BUILD)/run/files.o
 	$(LINK)
 
 $(BUILD)/double/%.o: %.c $(BUILD)/flags
@@ -189,7 +188,7 @@ $(BUILD)/flags: FORCE
 # -- Data and training ------------------------------------------------------------------------------
 
 data:
-	@./data.sh
+	@tools/data.sh
 
 data/stand-in: | $(SHAPES)
 	$(SHAPES) --seed 1 $@
@@ -197,7 +196,7 @@ data/stand-in: | $(SHAPES)
 train: $(TRAIN) $(SHAPES)
 	@cp -f $(TRAIN) $(SHAPES) .
 	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
-	elif ./data.sh; then data=data/cifar-10-batches-bin; \
+	elif tools/data.sh; then data=data/cifar-10-batches-bin; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
 	./train --preset quick --data "$$data" $(ARGS)
@@ -214,7 +213,7 @@ check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 
 # Registers, shared memory and spills of each kernel, from nvcc's assembler.
 ptx-report:
-	@tests/ptx_report.sh "$(NVCC)" $(filter-out gpu.cu,$(KERNELS))
+	@tests/ptx_report.sh "$(NVCC)" $(filter-out gpu/gpu.cu,$(KERNELS))
 
 # Bank conflicts and memory traffic of each kernel, counted by the simulator.
 simt-report: $(BUILD)/watched/kernels_test
@@ -254,7 +253,7 @@ FUZZ_FLAGS := -std=c11 -g -O1 -I. -Wall -Wextra -Werror -fsanitize=fuzzer,addres
   -fno-sanitize-recover=all
 
 # clang whatever $(CC) is: libFuzzer is its own.
-build/fuzz/fuzz: tests/fuzz.c cifar.c safetensors.c files.c random.c $(wildcard *.h)
+build/fuzz/fuzz: tests/fuzz.c cifar.c run/safetensors.c run/files.c run/random.c $(wildcard *.h run/*.h)
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) $(filter %.c,$^) -o $@ -lm
 

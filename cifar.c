@@ -5,8 +5,8 @@
 // the trouble is.
 #include "cifar.h"
 
-#include "files.h"
-#include "random.h"
+#include "run/files.h"
+#include "run/random.h"
 #include <string.h>
 
 enum { TRAIN_FILES = 5, FILES = TRAIN_FILES + 1 };

@@ -9,13 +9,13 @@
 //     2049 .. 3072      blue
 //
 // data_batch_1.bin .. data_batch_5.bin hold 10,000 training images each, test_batch.bin 10,000 test
-// images. A set with fewer records a file (shapes.c writes one) is read in the same way; what the
+// images. A set with fewer records a file (tools/shapes.c writes one) is read in the same way; what the
 // program says of a set depends on what is in it, not on its directory's name.
 #ifndef CIFAR_H
 #define CIFAR_H
 
 #include "device.h"
-#include "error.h"
+#include "run/error.h"
 
 enum { RECORD_BYTES = 1 + IMAGE_BYTES };
 

@@ -25,7 +25,7 @@
 #ifndef DEVICE_H
 #define DEVICE_H
 
-#include "error.h"
+#include "run/error.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -214,7 +214,7 @@ extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c
 
 // "reference", "cpu", "simt", "cuda", with "-plain" behind the last two for the plain kernels, or
-// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had. device.c
+// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had. run/devices.c
 const device *device_by_name(const char *name, error *e);
 bool device_name_is_known(const char *name);
 

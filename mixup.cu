@@ -28,7 +28,7 @@
 // order.
 //
 // Checked by `make check`: both kernels against reference/mixup.c, which defines the operation.
-#include "gpu.h"
+#include "gpu/gpu.h"
 
 namespace GPU {
 

@@ -6,8 +6,8 @@
 // needed only until the layer before has used them, so three buffers go round for all of them.
 #include "network.h"
 
-#include "conv.h"
-#include "random.h"
+#include "reference/conv.h"
+#include "run/random.h"
 #include <math.h>
 #include <string.h>
 

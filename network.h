@@ -25,7 +25,7 @@
 #define NETWORK_H
 
 #include "device.h"
-#include "error.h"
+#include "run/error.h"
 
 enum { UNITS = 20, BLOCKS = 8, PARAMETERS = 3 * UNITS + 2, STATISTICS = 2 * UNITS };
 

@@ -25,9 +25,9 @@
 // Backward cannot do with one: every dx needs the sums over all pixels.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
-#include "resnet18.h"
+#include "reference/resnet18.h"
 
-#include "gpu.h"
+#include "gpu/gpu.h"
 
 #include <math.h>
 

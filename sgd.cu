@@ -16,7 +16,7 @@
 // as wide as it can be. All parameters lie one after another, so one launch updates them all.
 //
 // Checked by `make check`, against reference/sgd.c.
-#include "gpu.h"
+#include "gpu/gpu.h"
 
 namespace GPU {
 

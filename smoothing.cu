@@ -21,7 +21,7 @@
 // handful.
 //
 // Checked by `make check`, against reference/smoothing.c.
-#include "gpu.h"
+#include "gpu/gpu.h"
 
 #include <math.h>
 

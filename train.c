@@ -5,20 +5,20 @@
 //         for each batch: crop, flip, mix -> forward -> loss -> backward -> SGD
 //         test, report, save
 //
-// The numbers of the recipe are options.c's defaults; what an operation computes stands in device.h;
+// The numbers of the recipe are run/options.c's defaults; what an operation computes stands in device.h;
 // which layer follows which, in network.h. This file holds them together, and sees to it that a run
 // can be stopped at any step and resumed as if it had not been: everything random is a function of
 // seed, epoch and step (random.h), and everything else that a step depends on is in the checkpoint.
 //
 //     ./train --help
 #define _POSIX_C_SOURCE 200809L
-#include "checkpoint.h"
 #include "cifar.h"
-#include "files.h"
-#include "mixup.h"
 #include "network.h"
-#include "options.h"
-#include "report.h"
+#include "reference/mixup.h"
+#include "run/checkpoint.h"
+#include "run/files.h"
+#include "run/options.h"
+#include "run/report.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -18,10 +18,10 @@
 // machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
 // PyTorch's libraries included.
 #define _GNU_SOURCE // pipe2, wait4
-#include "../conv.h"
-#include "../cpu/microkernel.h"
-#include "../mixup.h"
-#include "../network.h"
+#include "cpu/microkernel.h"
+#include "network.h"
+#include "reference/conv.h"
+#include "reference/mixup.h"
 
 #include <fcntl.h>
 #include <math.h>

@@ -17,9 +17,9 @@
 // and the order in which tasks' partial sums are added, follow from the shape alone, so the bits do
 // not depend on the number of threads. Checked by `make check` (tests/devices_test.c).
 #define _DEFAULT_SOURCE // madvise
-#include "conv.h"
-#include "error.h"
-#include "resnet18.h"
+#include "reference/conv.h"
+#include "reference/resnet18.h"
+#include "run/error.h"
 #include "winograd.h"
 
 #include <omp.h>

@@ -2,7 +2,7 @@
 //
 // Nine tenths of a training step are convolutions. So the fast device is the plain one with the
 // four convolutions of its table exchanged, which also says what a test of it has to compare.
-#include "conv.h"
+#include "reference/conv.h"
 
 const device *cpu_device(void) {
   static device d;

@@ -1,9 +1,9 @@
 // reference/device.c - the `reference` device: which plain function stands behind each operation of
 // device.h, and host memory in place of a GPU's.
 #include "conv.h"
-#include "error.h"
 #include "mixup.h"
 #include "resnet18.h"
+#include "run/error.h"
 #include "sgd.h"
 #include "smoothing.h"
 

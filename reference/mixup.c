@@ -7,8 +7,8 @@
 // Zhang, Cisse, Dauphin, Lopez-Paz: "mixup: beyond empirical risk minimization", ICLR 2018.
 #include "mixup.h"
 
-#include "error.h"
-#include "random.h"
+#include "run/error.h"
+#include "run/random.h"
 
 float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step) {
   for (int b = 0; b < batch; b++) samples[b].partner = b;

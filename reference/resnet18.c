@@ -23,7 +23,7 @@
 // one, they meet only at the same index.
 #include "resnet18.h"
 
-#include "error.h"
+#include "run/error.h"
 #include <math.h>
 
 enum { CHUNKS = 64 }; // of pixels, in sums over all of them; more than any CPU here has threads

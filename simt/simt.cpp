@@ -1,6 +1,6 @@
 // simt/simt.cpp - the machinery that runs a kernel: blocks, warps, fibers, barriers, warp
 // operations, asynchronous copies. simt.h says what for; read from the top.
-#include "gpu.h"
+#include "gpu/gpu.h"
 #include "inside.h"
 
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #ifndef CHECK_H
 #define CHECK_H
 
-#include "../random.h"
+#include "../run/random.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>

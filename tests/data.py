@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""data.py - holds data.sh to its promises: python3 tests/data.py
+"""data.py - holds tools/data.sh to its promises: python3 tests/data.py
 
 A download script is easy to believe and hard to see fail: the campus network is up on the day it is
 written. So each check here packs a small set of CIFAR-10's form (a few records of random bytes a
 file), serves it from a web server on this machine that breaks off, refuses or lies as it is told,
-and runs data.sh against it with CIFAR_URL, CIFAR_SHA256 and DATA_DIR. No check leaves the machine.
+and runs tools/data.sh against it with CIFAR_URL, CIFAR_SHA256 and DATA_DIR. No check leaves the machine.
 
 After every failure the same things must hold (`refuses`): exit status 1, one line on stderr, no set
 under the final name and nothing half unpacked beside it.
@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 
-SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "data.sh"
+SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "tools" / "data.sh"
 SET = "cifar-10-batches-bin"
 PART = "cifar-10-binary.tar.gz.part"
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
@@ -124,7 +124,7 @@ def serve(*answers, body=ARCHIVE):
 
 
 class Place:
-    """One check's directory, with data.sh's runs in it."""
+    """One check's directory, with tools/data.sh's runs in it."""
 
     def __init__(self, root):
         self.root = pathlib.Path(root)
@@ -133,7 +133,7 @@ class Place:
         self.part = self.data / PART
 
     def start(self, before="", path=PATH, **settings):
-        """Starts data.sh; `before` is shell text to run ahead of it, such as a ulimit."""
+        """Starts tools/data.sh; `before` is shell text to run ahead of it, such as a ulimit."""
         environment = {"PATH": path, "HOME": str(self.root), "LC_ALL": "C", "DATA_DIR": "data"}
         environment["CIFAR_SHA256"] = sha256(ARCHIVE)
         environment.update(settings)
@@ -144,7 +144,7 @@ class Place:
         )
 
     def run(self, **settings):
-        """data.sh from start to end: its exit status, stdout and stderr."""
+        """tools/data.sh from start to end: its exit status, stdout and stderr."""
         process = self.start(**settings)
         try:
             out, err = process.communicate(timeout=PATIENCE)
@@ -154,7 +154,7 @@ class Place:
         return process.returncode, out, err
 
     def delivers(self, files=FILES, **settings):
-        """Runs data.sh and wants the set, whole, quietly, and nothing beside it."""
+        """Runs tools/data.sh and wants the set, whole, quietly, and nothing beside it."""
         status, out, err = self.run(**settings)
         assert status == 0, f"exit status {status}: {err}"
         assert not err, f"on stderr: {err}"
@@ -168,7 +168,7 @@ class Place:
         assert found == files, f"not the files that were packed: {sorted(found)}"
 
     def refuses(self, *words, **settings):
-        """Runs data.sh and wants a failure in good order, its line with all the words."""
+        """Runs tools/data.sh and wants a failure in good order, its line with all the words."""
         status, _, err = self.run(**settings)
         assert status == 1, f"exit status {status}: {err}"
         assert err.startswith("make data: "), f"stderr does not begin with make data: {err!r}"
@@ -180,7 +180,7 @@ class Place:
         assert not left, f"left behind: {left}"
 
     def tools(self, without=(), **scripts):
-        """A PATH with what data.sh needs, except some programs, and with shell scripts of ours."""
+        """A PATH with what tools/data.sh needs, except some programs, and with shell scripts of ours."""
         folder = self.root / "bin"
         folder.mkdir()
         for name, text in scripts.items():
@@ -480,7 +480,7 @@ def _(place):
 
 @check("kill -9 during the unpacking; the next call removes what it left")
 def _(place):
-    # A tar that unpacks, empties one of the files again, and kills data.sh, which called it.
+    # A tar that unpacks, empties one of the files again, and kills tools/data.sh, which called it.
     real = shutil.which("tar")
     empty = "find data -name test_batch.bin -exec cp /dev/null {} ';'"
     path = place.tools(tar=f'{real} "$@"; {empty}; kill -9 $SCRIPT')
@@ -554,7 +554,7 @@ def run_check(case):
 
 def main():
     counts = {"ok": 0, "skip": 0, "FAIL": 0}
-    # Most of a check is waiting for the pauses between data.sh's tries.
+    # Most of a check is waiting for the pauses between tools/data.sh's tries.
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for result, line in pool.map(run_check, CHECKS):
             counts[result] += 1

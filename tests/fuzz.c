@@ -14,8 +14,8 @@
 //     make fuzz                          a minute of it, from three sound files
 //     build/fuzz/fuzz crash-...          one input again
 #include "../cifar.h"
-#include "../files.h"
-#include "../safetensors.h"
+#include "../run/files.h"
+#include "../run/safetensors.h"
 
 #include <string.h>
 

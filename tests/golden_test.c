@@ -20,7 +20,7 @@
 #include "check.h"
 
 #include "../network.h"
-#include "../safetensors.h"
+#include "../run/safetensors.h"
 #include <string.h>
 
 #define FLOAT_NOISE 1e-5

@@ -27,8 +27,8 @@
 // That the forward passes are the right ones is shown by formulas_test.c and golden_test.c.
 //
 //     make build/gcc/double/gradients_test && build/gcc/double/gradients_test
-#include "../conv.h"
 #include "../network.h"
+#include "../reference/conv.h"
 #include "inputs.h"
 #include <omp.h>
 #include <string.h>

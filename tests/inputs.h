@@ -4,7 +4,7 @@
 #define INPUTS_H
 
 #include "../device.h"
-#include "../error.h"
+#include "../run/error.h"
 #include "check.h"
 #include <string.h>
 

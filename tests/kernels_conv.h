@@ -2,7 +2,7 @@
 #ifndef KERNELS_CONV_H
 #define KERNELS_CONV_H
 
-#include "../conv.h"
+#include "../reference/conv.h"
 #include "kernels.h"
 
 typedef struct {

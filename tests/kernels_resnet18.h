@@ -4,7 +4,7 @@
 #ifndef KERNELS_RESNET18_H
 #define KERNELS_RESNET18_H
 
-#include "../resnet18.h"
+#include "../reference/resnet18.h"
 #include "kernels.h"
 
 // -- Batch normalisation --------------------------------------------------------------------------

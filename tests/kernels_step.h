@@ -3,10 +3,10 @@
 #ifndef KERNELS_STEP_H
 #define KERNELS_STEP_H
 
-#include "../mixup.h"
 #include "../network.h"
-#include "../sgd.h"
-#include "../smoothing.h"
+#include "../reference/mixup.h"
+#include "../reference/sgd.h"
+#include "../reference/smoothing.h"
 #include "kernels.h"
 
 #define SMALLEST 0x1p-149 // float above zero: down there, that is the rounding

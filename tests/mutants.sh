@@ -36,7 +36,7 @@ make_in() {
 }
 
 programs=("$build/tests/kernels_test" "$build/watched/kernels_test" "$build/tests/step_test")
-cp -a Makefile ./*.c ./*.h ./*.cu reference cpu simt tests "$work" && mkdir "$work/0" &&
+cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools "$work" && mkdir "$work/0" &&
   mv "$work"/[!0]* "$work/0" || exit 1
 echo "building the kernels as they are"
 make_in "$work/0" -j "$workers" "${programs[@]}" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }

@@ -7,8 +7,8 @@
 // D < 2 / sqrt(n), which chance exceeds once in 1,500 times.
 #include "check.h"
 
-#include "../mixup.h"
-#include "../options.h"
+#include "../reference/mixup.h"
+#include "../run/options.h"
 #include <string.h>
 
 enum { DRAWS = 20000 };

@@ -7,8 +7,8 @@
 //
 //     make build/gcc/tests/safetensors_test && build/gcc/tests/safetensors_test
 #define _POSIX_C_SOURCE 200809L
-#include "../files.h"
-#include "../safetensors.h"
+#include "../run/files.h"
+#include "../run/safetensors.h"
 #include "check.h"
 #include "scratch.h"
 

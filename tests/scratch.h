@@ -3,7 +3,7 @@
 #ifndef SCRATCH_H
 #define SCRATCH_H
 
-#include "../error.h"
+#include "../run/error.h"
 #include "check.h"
 #include <dirent.h>
 #include <string.h>

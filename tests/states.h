@@ -3,8 +3,8 @@
 #ifndef STATES_H
 #define STATES_H
 
-#include "../checkpoint.h"
-#include "../files.h"
+#include "../run/checkpoint.h"
+#include "../run/files.h"
 #include "check.h"
 #include "scratch.h"
 

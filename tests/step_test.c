@@ -43,8 +43,8 @@
 //
 //     make build/gcc/tests/step_test && build/gcc/tests/step_test
 #define _POSIX_C_SOURCE 200809L
-#include "../checkpoint.h"
-#include "../mixup.h"
+#include "../reference/mixup.h"
+#include "../run/checkpoint.h"
 #include "inputs.h"
 #include "scratch.h"
 

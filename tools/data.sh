@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# data.sh - fetches CIFAR-10's binary version. `make data` calls it; tests/data.py checks it.
+# tools/data.sh - fetches CIFAR-10's binary version. `make data` calls it; tests/data.py checks it.
 #
 # CIFAR-10 is 60,000 colour photographs of 32x32 pixels in ten classes. The binary version is one
 # tar.gz with a directory cifar-10-batches-bin: five files of training images, one of test images

@@ -1,4 +1,4 @@
-// safetensors.c - a reader and a writer of safetensors files; safetensors.h has the format.
+// run/safetensors.c - a reader and a writer of safetensors files; safetensors.h has the format.
 #define _POSIX_C_SOURCE 200809L
 #include "safetensors.h"
 

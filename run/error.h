@@ -1,4 +1,4 @@
-// error.h - how this program fails: in one line that says what is wrong, where, and what to do.
+// run/error.h - how this program fails: in one line that says what is wrong, where, and what to do.
 //
 // A function that can fail because of what a user gave it (a file, an option, a full disk) returns
 // false and leaves its line in an `error`; only main() prints it and ends the process, with status

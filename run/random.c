@@ -1,4 +1,4 @@
-// random.c - counter-based random numbers and the three distributions that the recipe draws from.
+// run/random.c - counter-based random numbers and the three distributions that the recipe draws from.
 // What each function promises stands in random.h.
 #include "random.h"
 

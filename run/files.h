@@ -1,4 +1,4 @@
-// files.h - the few things that the data set, the checkpoints and the logs all do with files.
+// run/files.h - the few things that the data set, the checkpoints and the logs all do with files.
 #ifndef FILES_H
 #define FILES_H
 

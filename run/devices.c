@@ -1,4 +1,4 @@
-// device.c - the choice of a device by its name.
+// run/devices.c - the choice of a device by its name.
 #include "device.h"
 
 #include "error.h"

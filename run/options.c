@@ -1,4 +1,4 @@
-// options.c - the command line as one table: each option's name, kind, limits, place in the struct
+// run/options.c - the command line as one table: each option's name, kind, limits, place in the struct
 // and line of help stand together, and parsing, help and the settings kept in a checkpoint are
 // loops over it.
 #define _DEFAULT_SOURCE // strsep

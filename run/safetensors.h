@@ -1,4 +1,4 @@
-// safetensors.h - the file format of the checkpoints, read and written.
+// run/safetensors.h - the file format of the checkpoints, read and written.
 //
 // A safetensors file (https://github.com/huggingface/safetensors) is the simplest format that
 // PyTorch's world agrees on, and loading one cannot run code, as unpickling a .pth can:

@@ -1,4 +1,4 @@
-// files.c - see files.h.
+// run/files.c - see files.h.
 #define _POSIX_C_SOURCE 200809L
 #include "files.h"
 

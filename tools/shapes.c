@@ -1,4 +1,4 @@
-// shapes.c - a stand-in data set in CIFAR-10's format, for when CIFAR-10 cannot be had.
+// tools/shapes.c - a stand-in data set in CIFAR-10's format, for when CIFAR-10 cannot be had.
 //
 //     ./shapes --seed 1 data/stand-in
 //
@@ -34,8 +34,8 @@
 // that what compilers and maths libraries do differently is lost in rounding to a byte.
 #define _POSIX_C_SOURCE 200809L
 #include "cifar.h"
-#include "files.h"
-#include "random.h"
+#include "run/files.h"
+#include "run/random.h"
 
 #include <errno.h>
 #include <math.h>
@@ -317,11 +317,12 @@ static void write_images(const options *o, int split, int first, int count, FILE
 static void write_content(const options *o, int file, FILE *out) {
   const int share = (int)o->train / TRAIN_FILES;
   if (file == MARKER)
-    fprintf(out,
-            "This is NOT CIFAR-10. It is a stand-in set in CIFAR-10's format: pictures of shapes,\n"
-            "drawn by a program (shapes.c). An accuracy on it says nothing about CIFAR-10.\n\n"
-            "seed %llu, %llu training images, %llu test images\n",
-            (unsigned long long)o->seed, (unsigned long long)o->train, (unsigned long long)o->test);
+    fprintf(
+        out,
+        "This is NOT CIFAR-10. It is a stand-in set in CIFAR-10's format: pictures of shapes,\n"
+        "drawn by a program (tools/shapes.c). An accuracy on it says nothing about CIFAR-10.\n\n"
+        "seed %llu, %llu training images, %llu test images\n",
+        (unsigned long long)o->seed, (unsigned long long)o->train, (unsigned long long)o->test);
   for (int i = 0; i < CLASSES && file == NAMES; i++) fprintf(out, "%s\n", class_names[i]);
   if (file == TEST_BATCH) write_images(o, TEST, 0, (int)o->test, out);
   if (file >= FIRST_BATCH && file < TEST_BATCH)

@@ -1,4 +1,4 @@
-// report.h - what a run says: lines on the screen, a row an epoch in a CSV file, and a trace from
+// run/report.h - what a run says: lines on the screen, a row an epoch in a CSV file, and a trace from
 // which another program can replay every step.
 //
 // The CSV's columns: epoch (from 0), lr, train_loss, train_accuracy, test_loss, test_accuracy

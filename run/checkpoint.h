@@ -1,4 +1,4 @@
-// checkpoint.h - a run on the disk: its weights, and what going on with it needs besides.
+// run/checkpoint.h - a run on the disk: its weights, and what going on with it needs besides.
 //
 //     DIR/resnet18_cifar10.safetensors          the weights and running statistics, under PyTorch's
 //                                               names and in its layout [Cout][Cin][R][S]

@@ -1,4 +1,4 @@
-// gpu.h - the few words beyond plain CUDA in which the .cu files speak to a GPU.
+// gpu/gpu.h - the few words beyond plain CUDA in which the .cu files speak to a GPU.
 //
 // Each .cu file is compiled twice: by nvcc, for the device `cuda`, and by g++ on top of simt/, which
 // plays the GPU on a CPU, for the device `simt`. What only one of them knows is hidden here:

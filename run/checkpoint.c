@@ -1,4 +1,4 @@
-// checkpoint.c - the network and the optimiser in and out of safetensors files. checkpoint.h says
+// run/checkpoint.c - the network and the optimiser in and out of safetensors files. checkpoint.h says
 // which files there are and why nothing saved is lost.
 #include "checkpoint.h"
 

@@ -1,4 +1,4 @@
-// options.h - the command line of train: every setting of a run, its default and its limits.
+// run/options.h - the command line of train: every setting of a run, its default and its limits.
 #ifndef OPTIONS_H
 #define OPTIONS_H
 

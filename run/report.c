@@ -1,4 +1,4 @@
-// report.c - lines on the screen, the CSV log, the trace; report.h says what is in them.
+// run/report.c - lines on the screen, the CSV log, the trace; report.h says what is in them.
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 

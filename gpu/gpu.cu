@@ -1,15 +1,15 @@
-// gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of operations
+// gpu/gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of operations
 // that the other .cu files fill.
 //
 // Each of them comes a second time as `cuda-plain` and `simt-plain`, with the plain kernel of each
 // file instead of the fast one. They exist to be read and to be checked, but they train as well.
 #include "gpu.h"
 
-#include "error.h"
+#include "run/error.h"
 #include <string.h>
 
 extern "C" {
-const device *cuda_device(bool plain, error *e); // see device.c
+const device *cuda_device(bool plain, error *e); // see run/devices.c
 const device *simt_device(bool plain);
 }
 

@@ -1,4 +1,4 @@
-// random.h - every random number of a run, from a counter instead of a state.
+// run/random.h - every random number of a run, from a counter instead of a state.
 //
 // A usual generator is a state that each call moves on, so what a run draws depends on everything
 // drawn before: stop it in the middle, or add one more draw, and all later numbers change. Here a
@@ -24,7 +24,7 @@ typedef enum {
   RANDOM_CROP = 3,    // corner and flip of each image of a batch
   RANDOM_LAMBDA = 4,  // mixup's lambda for a batch
   RANDOM_PARTNER = 5, // mixup's permutation of a batch
-  RANDOM_SHAPES = 6,  // the stand-in data set (shapes.c)
+  RANDOM_SHAPES = 6,  // the stand-in data set (tools/shapes.c)
   RANDOM_TEST = 7,    // inputs of the checks in tests/
 } random_purpose;
 
