@@ -174,6 +174,19 @@ int cifar_training_batch(sample *samples, const int32_t *order, int train_count,
   return count;
 }
 
+float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step) {
+  for (int b = 0; b < batch; b++) samples[b].partner = b;
+  if (alpha == 0) return 1;
+  random_stream stream = random_open(seed, RANDOM_LAMBDA, (uint32_t)epoch, (uint32_t)step);
+  const float lambda = (float)random_beta(&stream, alpha);
+  int32_t *partners = allocate((size_t)batch * sizeof *partners);
+  stream = random_open(seed, RANDOM_PARTNER, (uint32_t)epoch, (uint32_t)step);
+  random_permutation(&stream, partners, (uint32_t)batch);
+  for (int b = 0; b < batch; b++) samples[b].partner = partners[b];
+  free(partners);
+  return lambda;
+}
+
 void cifar_test_batch(sample *samples, const dataset *data, int first, int count) {
   for (int b = 0; b < count; b++)
     samples[b] = (sample){.image = data->train_count + first + b,

@@ -42,7 +42,7 @@ bool cifar_parse(const uint8_t *bytes, size_t size, const char *name, uint8_t *i
 bool cifar_read(const char *directory, int train_limit, int test_limit, dataset *data, error *e);
 void cifar_free(dataset *data);
 
-// -- Batches. Everything is a function of seed, epoch (from 1) and step (from 1, in the epoch). -----
+// -- Batches. Everything is a function of seed, epoch (from 0) and step (from 1, in the epoch). -----
 
 // The order of an epoch: a new permutation of the training images.
 void cifar_shuffle(int32_t *order, int train_count, uint64_t seed, int epoch);
@@ -52,6 +52,11 @@ void cifar_shuffle(int32_t *order, int train_count, uint64_t seed, int epoch);
 // written: `batch`, or what is left for the last one.
 int cifar_training_batch(sample *samples, const int32_t *order, int train_count, int batch,
                          uint64_t seed, int epoch, int step);
+
+// Mixup's random part, the same on every device: a permutation of the batch gives each of the
+// `batch` samples its partner, and one lambda ~ Beta(alpha, alpha), which is returned, all of them
+// their weight. alpha = 0 turns mixup off: lambda 1, and every sample its own partner.
+float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step);
 
 // Test images first .. first + count - 1, neither cropped nor flipped nor mixed.
 void cifar_test_batch(sample *samples, const dataset *data, int first, int count);

@@ -35,7 +35,6 @@
 // Nothing is added up in an order that depends on timing: no atomics, fixed partial sums.
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
 #include "gpu/gpu.h"
-#include "reference/conv.h"
 
 namespace GPU {
 

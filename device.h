@@ -75,11 +75,30 @@ typedef struct {
   int stride;                              // 1 or 2
 } conv_shape;
 
+// The shape of a kernel x kernel convolution with padding kernel / 2.
+static inline conv_shape make_conv_shape(int batch, int height, int width, int in_channels,
+                                         int out_channels, int kernel, int stride) {
+  const int padding = kernel / 2;
+  return (conv_shape){.batch = batch,
+                      .in_height = height,
+                      .in_width = width,
+                      .in_channels = in_channels,
+                      .out_height = (height + 2 * padding - kernel) / stride + 1,
+                      .out_width = (width + 2 * padding - kernel) / stride + 1,
+                      .out_channels = out_channels,
+                      .kernel = kernel,
+                      .stride = stride};
+}
+
 // A batch normalisation's shape: each channel is normalised over all pixels of all images.
 typedef struct {
   int pixels; // B * H * W
   int channels;
 } norm_shape;
+
+// Batch normalisation's two constants, PyTorch's defaults.
+#define NORM_EPSILON 1e-5 // added to the variance, so that a constant channel can be divided by it
+#define NEW_BATCH_SHARE 0.1 // of the newest batch in running_mean and running_var; the rest is old
 
 // One trained tensor.
 typedef struct {
@@ -98,18 +117,18 @@ typedef struct {
   real *weight; // device memory, like the rest
   real *gradient;
   real *momentum; // v
-  // What convolutions and the linear layer read. A device with `compute_bytes` 0 reads `weight`
-  // itself (compute == weight); another keeps a copy of `compute_bytes` bytes an element in a
+  // What convolutions and the linear layer read. A device with `rounded_weight_bytes` 0 reads `weight`
+  // itself (rounded_weight == weight); another keeps a copy of `rounded_weight_bytes` bytes an element in a
   // format of its own, tensor by tensor in the same order, which sgd_update rewrites.
-  void *compute;
+  void *rounded_weight;
 } parameters;
 
 typedef struct device {
   const char *name;
   const char *description; // for the first lines of a run: "fp32, Winograd and direct convolution"
   size_t activation_bytes; // bytes of one activation
-  size_t compute_bytes;    // see parameters.compute
-  bool asynchronous;       // operations return before they are done; a download waits for them
+  size_t rounded_weight_bytes; // see parameters.rounded_weight
+  bool asynchronous;           // operations return before they are done; a download waits for them
 
   // -- memory ------------------------------------------------------------------------------------
 
@@ -124,10 +143,10 @@ typedef struct device {
   // Converts `count` activations from and to host floats: for checks and for naming a bad tensor.
   void (*upload_activations)(void *activations, const real *host, size_t count);
   void (*download_activations)(real *host, const void *activations, size_t count);
-  // Makes `compute` agree with `weight` after an upload of weights.
-  void (*refresh_compute)(const parameters *p);
+  // Makes `rounded_weight` agree with `weight` after an upload of weights.
+  void (*refresh_rounded_weights)(const parameters *p);
 
-  // -- mixup.h: a batch of images --------------------------------------------------------------
+  // -- a batch of images --------------------------------------------------------------
 
   // x[b] = lambda a(b) + (1 - lambda) a(partner of b), where a(b) is image samples[b].image, padded,
   // cropped and flipped, its bytes divided by 255. Zhang et al., "mixup", 2018.
@@ -135,33 +154,33 @@ typedef struct device {
   void (*mix_images)(int batch, void *x, const uint8_t *images, const sample *samples,
                      const step_values *step);
 
-  // -- conv.h: convolution in three passes, padding zeros -----------------------------------------
+  // -- convolution in three passes, padding zeros -----------------------------------------
   // w and gradients of w: [Cout][R][S][Cin]. h = stride * p + r - padding, v likewise from q and s.
 
-  // y[b][p][q][k] = sum over r, s, c of x[b][h][v][c] w[k][r][s][c].
-  // sums (may be NULL): [2][Cout], the sum of y and of y*y over all pixels, for norm_forward.
-  void (*conv_forward)(const conv_shape *shape, void *y, const void *x, const void *w,
+  // z[b][p][q][k] = sum over r, s, c of x[b][h][v][c] w[k][r][s][c].
+  // sums (may be NULL): [2][Cout], the sum of z and of z*z over all pixels, for norm_forward.
+  void (*conv_forward)(const conv_shape *shape, void *z, const void *x, const void *w,
                        double *sums);
-  // dx[b][h][v][c] = sum over r, s, k of dy[b][p][q][k] w[k][r][s][c]. With `accumulate`, adds to dx.
-  void (*conv_backward_input)(const conv_shape *shape, void *dx, const void *dy, const void *w,
+  // dx[b][h][v][c] = sum over r, s, k of dz[b][p][q][k] w[k][r][s][c]. With `accumulate`, adds to dx.
+  void (*conv_backward_input)(const conv_shape *shape, void *dx, const void *dz, const void *w,
                               bool accumulate);
-  // dw[k][r][s][c] = sum over b, p, q of dy[b][p][q][k] x[b][h][v][c].
-  void (*conv_backward_weight)(const conv_shape *shape, real *dw, const void *dy, const void *x);
+  // dw[k][r][s][c] = sum over b, p, q of dz[b][p][q][k] x[b][h][v][c].
+  void (*conv_backward_weight)(const conv_shape *shape, real *dw, const void *dz, const void *x);
 
-  // -- resnet18.h: batch normalisation with the residual sum and ReLU, pool, linear ---------------
+  // -- batch normalisation with the residual sum and ReLU, pool, linear ---------------
 
   // Training. From sums (conv_forward's, over n = pixels values a channel): mean = sum / n,
   // variance = sum of squares / n - mean^2, inverse_std = 1 / sqrt(variance + 1e-5), both kept for
-  // norm_backward; then y = act(gamma (x - mean) inverse_std + beta + residual), and
-  // running = 0.9 running + 0.1 batch statistic, with the variance there times n / (n - 1).
+  // norm_backward; then y = act(gamma (z - mean) inverse_std + beta + residual), and
+  // running = (1 - share) running + share (batch statistic), share = NEW_BATCH_SHARE, with the variance there times n / (n - 1).
   // residual may be NULL; act is max(0, .) where relu is set, else nothing. gamma, beta,
   // running_*, saved_*: [C]. Ioffe and Szegedy, "Batch normalization", 2015.
-  void (*norm_forward)(const norm_shape *shape, void *y, const void *x, const double *sums,
+  void (*norm_forward)(const norm_shape *shape, void *y, const void *z, const double *sums,
                        const real *gamma, const real *beta, const void *residual, bool relu,
                        real *running_mean, real *running_var, real *saved_mean,
                        real *saved_inverse_std);
   // Evaluation: the same y from the running statistics, which do not change.
-  void (*norm_inference)(const norm_shape *shape, void *y, const void *x, const real *gamma,
+  void (*norm_inference)(const norm_shape *shape, void *y, const void *z, const real *gamma,
                          const real *beta, const void *residual, bool relu,
                          const real *running_mean, const real *running_var);
   // Evaluation: conv_forward and norm_inference at once, so that nothing lies in memory between
@@ -169,13 +188,13 @@ typedef struct device {
   void (*conv_norm_inference)(const conv_shape *shape, void *y, const void *x, const void *w,
                               const real *gamma, const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var);
-  // dy: gradient of y. g = relu ? dy where y > 0, else 0 : dy. xhat = (x - mean) inverse_std.
+  // dy: gradient of y. g = relu ? dy where y > 0, else 0 : dy. xhat = (z - mean) inverse_std.
   // dbeta = sum g, dgamma = sum g xhat,
-  // dx = gamma inverse_std (g - dbeta / n - xhat dgamma / n), dresidual = g.
-  // y is read only where relu is set. dresidual may be NULL, and may be dy itself; dx may be dy
+  // dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n), dresidual = g.
+  // y is read only where relu is set. dresidual may be NULL, and may be dy itself; dz may be dy
   // unless dresidual is.
-  void (*norm_backward)(const norm_shape *shape, void *dx, void *dresidual, real *dgamma,
-                        real *dbeta, const void *dy, const void *y, const void *x,
+  void (*norm_backward)(const norm_shape *shape, void *dz, void *dresidual, real *dgamma,
+                        real *dbeta, const void *dy, const void *y, const void *z,
                         const real *gamma, const real *saved_mean, const real *saved_inverse_std,
                         bool relu);
 
@@ -190,7 +209,7 @@ typedef struct device {
   void (*linear_backward)(int batch, int channels, void *dx, real *dw, real *dbias,
                           const real *dlogits, const void *x, const void *w);
 
-  // -- smoothing.h: the loss -----------------------------------------------------------------------
+  // -- the loss -----------------------------------------------------------------------
 
   // Cross-entropy against the smoothed, mixed label: t[b][j] = lambda smooth(a)[j] + (1 - lambda)
   // smooth(b)[j], where smooth(l)[j] is 1 - s for j = l and s / 9 for each other class, a and b the
@@ -201,10 +220,10 @@ typedef struct device {
                         const real *logits, const uint8_t *labels, const sample *samples,
                         const step_values *step);
 
-  // -- sgd.h: the optimiser -------------------------------------------------------------------------
+  // -- the optimiser -------------------------------------------------------------------------
 
   // v = momentum v + (g + weight_decay w); w -= step->learning_rate v: every parameter, biases and
-  // batch normalisation included, and the compute copies. As torch.optim.SGD defines it: v starts
+  // batch normalisation included, and the rounded copies. As torch.optim.SGD defines it: v starts
   // at zero, so its first value is g + weight_decay w.
   void (*sgd_update)(const parameters *p, const step_values *step, float momentum,
                      float weight_decay);

@@ -116,13 +116,13 @@ static __global__ void mix_eight(int count, bf16 *x, const uint8_t *images, cons
   const source_row a = find_row(images, own, row);
   const source_row b = find_row(images, samples[own.partner], row);
   const float weight_a = step->lambda / 255, weight_b = (1 - step->lambda) / 255;
-  eight mixed;
+  float8 mixed;
   for (int j = 0; j < EIGHT; j++) {
     const int column = (first + j) / IMAGE_CHANNELS, channel = (first + j) % IMAGE_CHANNELS;
     mixed.value[j] =
         weight_a * byte_of(a, column, channel) + weight_b * byte_of(b, column, channel);
   }
-  store_eight(x + (size_t)i * EIGHT, mixed);
+  store_bf16x8(x + (size_t)i * EIGHT, mixed);
 }
 
 static void mix_images(int batch, void *x, const uint8_t *images, const sample *samples,

@@ -6,7 +6,6 @@
 // needed only until the layer before has used them, so three buffers go round for all of them.
 #include "network.h"
 
-#include "reference/conv.h"
 #include "run/random.h"
 #include <math.h>
 #include <string.h>
@@ -125,7 +124,8 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
   p->weight = d->allocate(p->count * sizeof(real));
   p->gradient = d->allocate(p->count * sizeof(real));
   p->momentum = d->allocate(p->count * sizeof(real));
-  p->compute = d->compute_bytes ? d->allocate(p->count * d->compute_bytes) : p->weight;
+  p->rounded_weight =
+      d->rounded_weight_bytes ? d->allocate(p->count * d->rounded_weight_bytes) : p->weight;
   n->statistics = d->allocate(n->statistics_size * sizeof(real));
   for (int i = 0; i < UNITS; i++) allocate_unit(n, &n->units[i]);
   n->input = d->allocate((size_t)batch * IMAGE_BYTES * d->activation_bytes);
@@ -140,7 +140,7 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
 void network_free(network *n) {
   const device *d = n->device;
   parameters *p = &n->parameters;
-  if (d->compute_bytes) d->release(p->compute);
+  if (d->rounded_weight_bytes) d->release(p->rounded_weight);
   d->release(p->weight);
   d->release(p->gradient);
   d->release(p->momentum);
@@ -168,7 +168,7 @@ size_t network_bytes_per_image(const network *n) {
 }
 
 size_t network_bytes(const network *n) {
-  return n->parameters.count * (3 * sizeof(real) + n->device->compute_bytes) +
+  return n->parameters.count * (3 * sizeof(real) + n->device->rounded_weight_bytes) +
          n->statistics_size * (2 * sizeof(real) + sizeof(double)) +
          n->max_batch * network_bytes_per_image(n);
 }
@@ -197,7 +197,7 @@ void network_initialise(network *n, uint64_t seed) {
       for (size_t j = 0; j < t->count; j++) host[t->offset + j] = 1;
   }
   d->upload(p->weight, host, p->count * sizeof(real));
-  d->refresh_compute(p);
+  d->refresh_rounded_weights(p);
   for (int i = 0; i < n->statistics_count; i++) {
     const parameter *t = &n->statistics_list[i];
     const bool variance = strstr(t->name, "running_var");
@@ -222,11 +222,11 @@ static real *statistic_of(const network *n, int position) {
   return n->statistics + n->statistics_list[position].offset;
 }
 
-// What a convolution or the linear layer reads in place of the weights; see parameters.compute.
-static const void *compute_weight_of(const network *n, int position) {
+// What a convolution or the linear layer reads in place of the weights; see parameters.rounded_weight.
+static const void *rounded_weight_of(const network *n, int position) {
   const device *d = n->device;
-  const size_t element = d->compute_bytes ? d->compute_bytes : sizeof(real);
-  return (const char *)n->parameters.compute + n->parameters.list[position].offset * element;
+  const size_t element = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
+  return (const char *)n->parameters.rounded_weight + n->parameters.list[position].offset * element;
 }
 
 static norm_shape norm_shape_of(const unit *u) {
@@ -243,7 +243,7 @@ static void unit_forward(network *n, unit *u, const void *x, const void *residua
   u->shape.batch = n->batch;
   u->x = x;
   const norm_shape shape = norm_shape_of(u);
-  const void *w = compute_weight_of(n, u->weight);
+  const void *w = rounded_weight_of(n, u->weight);
   if (!training && d->conv_norm_inference) {
     d->conv_norm_inference(&u->shape, u->y, x, w, gamma, beta, residual, relu, mean, variance);
     return;
@@ -276,7 +276,7 @@ void network_forward(network *n, int batch, bool training) {
   }
   const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / batch;
   d->pool_forward(batch, pixels, channels, n->pooled, x);
-  d->linear_forward(batch, channels, n->logits, n->pooled, compute_weight_of(n, PARAMETERS - 2),
+  d->linear_forward(batch, channels, n->logits, n->pooled, rounded_weight_of(n, PARAMETERS - 2),
                     weight_of(n, PARAMETERS - 1));
 }
 
@@ -292,7 +292,7 @@ static void unit_backward(network *n, unit *u, void *dz, void *dresidual, const 
 }
 
 static void unit_backward_input(network *n, unit *u, void *dx, const void *dz, bool accumulate) {
-  n->device->conv_backward_input(&u->shape, dx, dz, compute_weight_of(n, u->weight), accumulate);
+  n->device->conv_backward_input(&u->shape, dx, dz, rounded_weight_of(n, u->weight), accumulate);
 }
 
 // gradient[0]: in, that of the block's output; out, that of its input.
@@ -319,7 +319,7 @@ void network_backward(network *n) {
   const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / n->batch;
   d->linear_backward(n->batch, channels, n->gradient[1], gradient_of(n, PARAMETERS - 2),
                      gradient_of(n, PARAMETERS - 1), n->dlogits, n->pooled,
-                     compute_weight_of(n, PARAMETERS - 2));
+                     rounded_weight_of(n, PARAMETERS - 2));
   d->pool_backward(n->batch, pixels, channels, n->gradient[0], n->gradient[1]);
   for (int i = BLOCKS - 1; i >= 0; i--) block_backward(n, &n->blocks[i]);
   unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true);
@@ -359,7 +359,7 @@ void network_print_plan(const network *n, FILE *out) {
           "total: %zu parameters, %.2f MFLOP an image forward, about three times that to train\n",
           n->parameters.count, flops / 1e6);
   fprintf(out, "memory: %.1f MiB for weights, gradients and momentum, %.2f MiB an image; ",
-          n->parameters.count * (3 * sizeof(real) + n->device->compute_bytes) / 1048576.0,
+          n->parameters.count * (3 * sizeof(real) + n->device->rounded_weight_bytes) / 1048576.0,
           network_bytes_per_image(n) / 1048576.0);
   fprintf(out, "%.1f MiB at batch %d\n", network_bytes(n) / 1048576.0, n->max_batch);
 }

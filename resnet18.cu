@@ -25,8 +25,6 @@
 // Backward cannot do with one: every dx needs the sums over all pixels.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
-#include "reference/resnet18.h"
-
 #include "gpu/gpu.h"
 
 #include <math.h>
@@ -53,9 +51,9 @@ static __global__ void finish_statistics(norm_shape shape, const double *sums, f
   const double variance = fmax(0.0, sums[shape.channels + c] / n - mean * mean);
   saved_mean[c] = (float)mean;
   saved_inverse_std[c] = (float)(1 / sqrt(variance + NORM_EPSILON));
-  running_mean[c] = (float)((1 - NORM_MOMENTUM) * running_mean[c] + NORM_MOMENTUM * mean);
+  running_mean[c] = (float)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);
   running_var[c] =
-      (float)((1 - NORM_MOMENTUM) * running_var[c] + NORM_MOMENTUM * variance * n / (n - 1));
+      (float)((1 - NEW_BATCH_SHARE) * running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
 }
 
 static __device__ float inverse_std_from(float variance) {
@@ -152,7 +150,7 @@ static __device__ int first_pixel(int run) {
   return blockIdx.x * blockDim.y * run + threadIdx.y;
 }
 
-static __device__ eight load_floats(const float *from) {
+static __device__ float8 load_floats(const float *from) {
   const float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
   return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
@@ -162,9 +160,9 @@ static __global__ void __launch_bounds__(THREADS)
                      const bf16 *__restrict__ residual, normal of, bool relu) {
   const int c = first_channel();
   if (c >= shape.channels) return;
-  const eight mean = load_floats(of.mean + c), shift = load_floats(of.beta + c);
-  eight scale = load_floats((of.inverse_std ? of.inverse_std : of.variance) + c);
-  const eight gamma = load_floats(of.gamma + c);
+  const float8 mean = load_floats(of.mean + c), shift = load_floats(of.beta + c);
+  float8 scale = load_floats((of.inverse_std ? of.inverse_std : of.variance) + c);
+  const float8 gamma = load_floats(of.gamma + c);
   for (int j = 0; j < EIGHT; j++)
     scale.value[j] =
         gamma.value[j] * (of.inverse_std ? scale.value[j] : inverse_std_from(scale.value[j]));
@@ -172,14 +170,14 @@ static __global__ void __launch_bounds__(THREADS)
     const int pixel = first_pixel(RUN) + i * blockDim.y;
     if (pixel >= shape.pixels) return;
     const size_t at = (size_t)pixel * shape.channels + c;
-    eight value = load_eight(x + at), add = {};
-    if (residual) add = load_eight(residual + at);
+    float8 value = load_bf16x8(x + at), add = {};
+    if (residual) add = load_bf16x8(residual + at);
     for (int j = 0; j < EIGHT; j++) {
       const float sum =
           (value.value[j] - mean.value[j]) * scale.value[j] + shift.value[j] + add.value[j];
       value.value[j] = relu ? relu_of(sum) : sum;
     }
-    store_eight(y + at, value);
+    store_bf16x8(y + at, value);
   }
 }
 
@@ -286,10 +284,10 @@ static void norm_backward_plain(const norm_shape *shape, void *dx, void *dresidu
 // time and leave more partial sums to be added.
 enum { SUM_BLOCKS = 512, ROWS = 32, COLUMNS = 32 };
 
-static __device__ eight load_gradient(const upstream &u, size_t at) {
-  eight g = load_eight(u.dy + at);
+static __device__ float8 load_gradient(const upstream &u, size_t at) {
+  float8 g = load_bf16x8(u.dy + at);
   if (!u.relu) return g;
-  const eight y = load_eight(u.y + at);
+  const float8 y = load_bf16x8(u.y + at);
   for (int j = 0; j < EIGHT; j++) g.value[j] = y.value[j] <= 0 ? 0 : g.value[j];
   return g;
 }
@@ -322,13 +320,13 @@ static __global__ void __launch_bounds__(THREADS)
     sum_strip(norm_shape shape, upstream u, int run, double *partial) {
   __shared__ float shared[SUMS][PITCH];
   const int c = first_channel(), thread = threadIdx.y * blockDim.x + threadIdx.x;
-  eight sum_g = {}, sum_g_x = {};
+  float8 sum_g = {}, sum_g_x = {};
   if (c < shape.channels) {
-    const eight mean = load_floats(u.mean + c);
+    const float8 mean = load_floats(u.mean + c);
     const int first = first_pixel(run), end = min_of(shape.pixels, first + run * blockDim.y);
     for (int pixel = first; pixel < end; pixel += blockDim.y) {
       const size_t at = (size_t)pixel * shape.channels + c;
-      const eight g = load_gradient(u, at), x = load_eight(u.x + at);
+      const float8 g = load_gradient(u, at), x = load_bf16x8(u.x + at);
       for (int j = 0; j < EIGHT; j++) {
         sum_g.value[j] += g.value[j];
         sum_g_x.value[j] += g.value[j] * (x.value[j] - mean.value[j]);
@@ -371,9 +369,9 @@ static __global__ void __launch_bounds__(THREADS)
   const int c = first_channel();
   if (c >= shape.channels) return;
   const float one_nth = 1.0f / shape.pixels;
-  const eight mean = load_floats(u.mean + c), inverse_std = load_floats(u.inverse_std + c);
-  eight scale = load_floats(u.gamma + c), offset = load_floats(dbeta + c);
-  eight slope = load_floats(dgamma + c);
+  const float8 mean = load_floats(u.mean + c), inverse_std = load_floats(u.inverse_std + c);
+  float8 scale = load_floats(u.gamma + c), offset = load_floats(dbeta + c);
+  float8 slope = load_floats(dgamma + c);
   for (int j = 0; j < EIGHT; j++) {
     scale.value[j] *= inverse_std.value[j];
     offset.value[j] *= one_nth;
@@ -383,13 +381,13 @@ static __global__ void __launch_bounds__(THREADS)
     const int pixel = first_pixel(RUN) + i * blockDim.y;
     if (pixel >= shape.pixels) return;
     const size_t at = (size_t)pixel * shape.channels + c;
-    const eight g = load_gradient(u, at);
-    eight x = load_eight(u.x + at);
-    if (dresidual) store_eight(dresidual + at, g);
+    const float8 g = load_gradient(u, at);
+    float8 x = load_bf16x8(u.x + at);
+    if (dresidual) store_bf16x8(dresidual + at, g);
     for (int j = 0; j < EIGHT; j++)
       x.value[j] = scale.value[j] *
                    (g.value[j] - offset.value[j] - (x.value[j] - mean.value[j]) * slope.value[j]);
-    store_eight(dx + at, x);
+    store_bf16x8(dx + at, x);
   }
 }
 
@@ -527,8 +525,8 @@ static __global__ void __launch_bounds__(THREADS)
   if (b >= batch) return; // a warp's lanes together
   float sum = 0;
   for (int c = EIGHT * threadIdx.x; c < channels; c += EIGHT * LANES) {
-    const eight value = load_eight(x + (size_t)b * channels + c);
-    const eight weight = load_eight(w + (size_t)o * channels + c);
+    const float8 value = load_bf16x8(x + (size_t)b * channels + c);
+    const float8 weight = load_bf16x8(w + (size_t)o * channels + c);
     for (int j = 0; j < EIGHT; j++) sum += value.value[j] * weight.value[j];
   }
   for (int bits = LANES / 2; bits; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);

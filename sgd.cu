@@ -6,9 +6,9 @@
 // Weights exist twice. A bf16 has 8 bits of precision: a step of less than 1/512 of a weight would
 // round to no step at all, and late in training most steps are that small. So w, g and v are
 // floats, the *master weights* that only this file reads, and each update also writes w rounded to
-// bf16, the `compute` copy that the tensor cores multiply with.
+// bf16, the `rounded` copy that the tensor cores multiply with.
 //
-//     w, g, v   float [count]      compute   bf16 [count]      count: 11,173,962 at width 64
+//     w, g, v   float [count]      rounded   bf16 [count]      count: 11,173,962 at width 64
 //
 // The arithmetic is nothing, four operations for 22 bytes that have to move (three floats in, two
 // floats and a bf16 out): 246 MB a step, 80 microseconds at an H100's 3 TB/s. A kernel like that is
@@ -31,18 +31,18 @@ static __device__ void step_one(const rates &r, float *w, float *v, float g) {
 
 // -- Plain: a thread a parameter -----------------------------------------------------------------
 
-static __global__ void update_one(size_t count, float *w, float *v, const float *g, bf16 *compute,
+static __global__ void update_one(size_t count, float *w, float *v, const float *g, bf16 *rounded,
                                   const step_values *step, float momentum, float weight_decay) {
   const size_t i = thread_number();
   if (i >= count) return;
   step_one({step->learning_rate, momentum, weight_decay}, &w[i], &v[i], g[i]);
-  compute[i] = to_bf16(w[i]);
+  rounded[i] = to_bf16(w[i]);
 }
 
 static void sgd_update_plain(const parameters *p, const step_values *step, float momentum,
                              float weight_decay) {
   launch("update_one", update_one, {blocks_for(p->count), THREADS, 0}, p->count, p->weight,
-         p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
+         p->momentum, p->gradient, p->rounded_weight, step, momentum, weight_decay);
 }
 
 // -- Fast: a thread four parameters --------------------------------------------------------------
@@ -66,14 +66,14 @@ struct alignas(8) four_bf16 {
   uint32_t first_pair, second_pair;
 };
 
-static __global__ void update_four(size_t count, float *w, float *v, const float *g, bf16 *compute,
+static __global__ void update_four(size_t count, float *w, float *v, const float *g, bf16 *rounded,
                                    const step_values *step, float momentum, float weight_decay) {
   const rates r = {step->learning_rate, momentum, weight_decay};
   const size_t first = FOUR * thread_number();
   if (first + FOUR > count) {
     for (size_t i = first; i < count; i++) {
       step_one(r, &w[i], &v[i], g[i]);
-      compute[i] = to_bf16(w[i]);
+      rounded[i] = to_bf16(w[i]);
     }
     return;
   }
@@ -85,32 +85,33 @@ static __global__ void update_four(size_t count, float *w, float *v, const float
   step_one(r, &weights.w, &velocities.w, gradients.w);
   *(float4 *)(w + first) = weights;
   *(float4 *)(v + first) = velocities;
-  *(four_bf16 *)(compute + first) = {to_pair(weights.x, weights.y), to_pair(weights.z, weights.w)};
+  *(four_bf16 *)(rounded + first) = {to_pair(weights.x, weights.y), to_pair(weights.z, weights.w)};
 }
 
 static void sgd_update(const parameters *p, const step_values *step, float momentum,
                        float weight_decay) {
   launch("update_four", update_four, {blocks_for((p->count + FOUR - 1) / FOUR), THREADS, 0},
-         p->count, p->weight, p->momentum, p->gradient, p->compute, step, momentum, weight_decay);
+         p->count, p->weight, p->momentum, p->gradient, p->rounded_weight, step, momentum,
+         weight_decay);
 }
 
 // -- The copies alone, after new weights came from the host ---------------------------------------
 //
 // Once a run: the plain way is enough.
 
-static __global__ void copy_weights(size_t count, bf16 *compute, const float *w) {
+static __global__ void copy_weights(size_t count, bf16 *rounded, const float *w) {
   const size_t i = thread_number();
-  if (i < count) compute[i] = to_bf16(w[i]);
+  if (i < count) rounded[i] = to_bf16(w[i]);
 }
 
-static void refresh_compute(const parameters *p) {
-  launch("copy_weights", copy_weights, {blocks_for(p->count), THREADS, 0}, p->count, p->compute,
-         p->weight);
+static void refresh_rounded_weights(const parameters *p) {
+  launch("copy_weights", copy_weights, {blocks_for(p->count), THREADS, 0}, p->count,
+         p->rounded_weight, p->weight);
 }
 
 void fill_sgd(device *d, bool plain) {
   d->sgd_update = plain ? sgd_update_plain : sgd_update;
-  d->refresh_compute = refresh_compute;
+  d->refresh_rounded_weights = refresh_rounded_weights;
 }
 
 } // namespace GPU

@@ -14,7 +14,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "cifar.h"
 #include "network.h"
-#include "reference/mixup.h"
 #include "run/checkpoint.h"
 #include "run/files.h"
 #include "run/options.h"
@@ -119,8 +118,8 @@ static bool read_results(trainer *t, error *e) {
   if (!steps) return true;
   t->queued = 0;
   t->device->download(results, t->results, (size_t)steps * sizeof *results);
-  at->seconds += report_now() - t->read_until;
-  t->read_until = report_now();
+  at->seconds += clock_seconds() - t->read_until;
+  t->read_until = clock_seconds();
   for (int i = 0; i < steps; i++) {
     const queued_step *q = &t->queue[i];
     if (!isfinite(results[i].loss)) return report_bad_loss(t, results[i].loss, e);
@@ -295,7 +294,7 @@ static bool keep_step(trainer *t, error *e) {
 static bool train_epoch(trainer *t, error *e) {
   const int batch = t->options.batch, steps = (t->data.train_count + batch - 1) / batch;
   cifar_shuffle(t->order, t->data.train_count, t->options.seed, t->at.epoch);
-  t->read_until = report_now();
+  t->read_until = clock_seconds();
   while (t->at.step_in_epoch + t->queued < steps && !stop_signal)
     if (!train_step(t, e) || !keep_step(t, e)) return false;
   if (!read_results(t, e)) return false;
@@ -334,12 +333,12 @@ static void say_what_next(trainer *t, double seconds) {
 }
 
 static bool train(trainer *t, error *e) {
-  const double begun = report_now();
+  const double begun = clock_seconds();
   catch_signals();
   while (t->at.epoch < t->options.epochs && !stop_signal)
     if (!train_epoch(t, e)) return false;
   if (t->at.epoch >= t->options.epochs) {
-    say_what_next(t, report_now() - begun);
+    say_what_next(t, clock_seconds() - begun);
     return true;
   }
   if (t->at.step_in_epoch && !save_run(t, e)) return false;

@@ -18,10 +18,9 @@
 // machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
 // PyTorch's libraries included.
 #define _GNU_SOURCE // pipe2, wait4
+#include "cpu/conv.h"
 #include "cpu/microkernel.h"
 #include "network.h"
-#include "reference/conv.h"
-#include "reference/mixup.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -187,17 +186,17 @@ static void run(bench *b, operation o, unit *u) {
   real *dw = u ? p->gradient + p->list[u->weight].offset : NULL;
   real *gamma = u ? p->weight + p->list[u->gamma].offset : NULL;
   real *mean = u ? b->n.statistics + b->n.statistics_list[u->mean].offset : NULL;
-  const size_t element = d->compute_bytes ? d->compute_bytes : sizeof(real);
-  const void *compute = u ? (char *)p->compute + p->list[u->weight].offset * element : NULL;
+  const size_t element = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
+  const void *w = u ? (char *)p->rounded_weight + p->list[u->weight].offset * element : NULL;
   void *const *g = b->n.gradient;
   const conv_shape *s = u ? &u->shape : NULL;
   const norm_shape norm = {u ? s->batch * s->out_height * s->out_width : 0,
                            u ? s->out_channels : 0};
-  if (o == CONV_FORWARD) d->conv_forward(s, u->z, u->x, compute, u->sums);
-  if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], compute, false);
+  if (o == CONV_FORWARD) d->conv_forward(s, u->z, u->x, w, u->sums);
+  if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], w, false);
   if (o == CONV_WEIGHT) d->conv_backward_weight(s, dw, g[1], u->x);
   if (o == CONV_NORM_INFERENCE)
-    d->conv_norm_inference(s, u->y, u->x, compute, gamma, gamma, g[0], true, mean, mean);
+    d->conv_norm_inference(s, u->y, u->x, w, gamma, gamma, g[0], true, mean, mean);
   if (o == NORM_FORWARD)
     d->norm_forward(&norm, u->y, u->z, u->sums, gamma, gamma, g[0], true, mean, mean, u->saved_mean,
                     u->saved_inverse_std);

@@ -17,8 +17,8 @@
 // and the order in which tasks' partial sums are added, follow from the shape alone, so the bits do
 // not depend on the number of threads. Checked by `make check` (tests/devices_test.c).
 #define _DEFAULT_SOURCE // madvise
-#include "reference/conv.h"
-#include "reference/resnet18.h"
+#include "conv.h"
+#include "reference/reference.h"
 #include "run/error.h"
 #include "winograd.h"
 
@@ -38,7 +38,7 @@ enum {
 };
 static const float outside[MAX_CHANNELS];
 
-// One of the two activations that a convolution connects, x or y, and the matrices made from it:
+// One of the two activations that a convolution connects, x or z, and the matrices made from it:
 // matrix t's row m starts at t * step + m * row.
 typedef struct {
   int height, width, channels; // of an image
@@ -47,48 +47,48 @@ typedef struct {
   bool add;                    // rows see overlapping pixels: they are written back by adding
   int columns;                 // floats of a row
   size_t row, step;
-} side;
+} matrix_side;
 
 typedef struct {
   int points;        // values in a dimension after the transform, so points^2 products; 1: directly
   int filter_points; // of these, those at which the filters differ, which come first
   int across, down;  // rows of X and Y from one image: tiles, or output pixels
   int group;         // rows at a time
-  side x, y;
+  matrix_side x, z;
   size_t w_step; // floats of W at one point
   size_t buffer; // floats of X and Y of one group
-} plan;
+} conv_plan;
 
 bool cpu_conv_is_winograd(const conv_shape *s) {
   return s->kernel == 3 && s->in_channels % LANES == 0 && s->out_channels % LANES == 0 &&
          MAX(s->in_channels, s->out_channels) <= MAX_CHANNELS;
 }
 
-static void lay_out(side *s, const plan *p) {
+static void lay_out(matrix_side *s, const conv_plan *p) {
   s->columns = s->channels * (p->points > 1 ? 1 : s->size * s->size);
   s->row = ROUND_UP(s->columns, LANES) + PAD;
   s->step = p->group * s->row + PAD;
 }
 
-static plan make_plan(const conv_shape *s) {
-  plan p = {.points = 1,
-            .filter_points = 1,
-            .group = PATCHES,
-            .across = s->out_width,
-            .down = s->out_height};
-  p.x = (side){.height = s->in_height, .width = s->in_width, .channels = s->in_channels};
-  p.y = (side){.height = s->out_height, .width = s->out_width, .channels = s->out_channels};
+static conv_plan make_plan(const conv_shape *s) {
+  conv_plan p = {.points = 1,
+                 .filter_points = 1,
+                 .group = PATCHES,
+                 .across = s->out_width,
+                 .down = s->out_height};
+  p.x = (matrix_side){.height = s->in_height, .width = s->in_width, .channels = s->in_channels};
+  p.z = (matrix_side){.height = s->out_height, .width = s->out_width, .channels = s->out_channels};
   p.x.size = s->kernel, p.x.stride = s->stride, p.x.padding = s->kernel / 2, p.x.add = true;
-  p.y.size = p.y.stride = 1;
+  p.z.size = p.z.stride = 1;
   if (cpu_conv_is_winograd(s)) {
     p.points = s->stride == 1 ? POINTS_1 : POINTS_2, p.filter_points = FILTER_POINTS;
     p.group = TILES;
     p.across = DIVIDE_UP(s->out_width, TILE), p.down = DIVIDE_UP(s->out_height, TILE);
-    p.x.size = p.points, p.x.stride = TILE * s->stride, p.y.size = p.y.stride = TILE;
+    p.x.size = p.points, p.x.stride = TILE * s->stride, p.z.size = p.z.stride = TILE;
   }
-  lay_out(&p.x, &p), lay_out(&p.y, &p);
-  p.w_step = (size_t)ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.y.columns, PANEL) + PAD;
-  p.buffer = p.points * p.points * (p.x.step + p.y.step);
+  lay_out(&p.x, &p), lay_out(&p.z, &p);
+  p.w_step = (size_t)ROUND_UP(p.x.columns, PANEL) * ROUND_UP(p.z.columns, PANEL) + PAD;
+  p.buffer = p.points * p.points * (p.x.step + p.z.step);
   return p;
 }
 
@@ -115,16 +115,16 @@ typedef struct {
   ptrdiff_t first; // the float of all images that would be there
 } corner;
 
-ALWAYS_INLINE corner find_corner(const plan *p, const side *s, int i) {
+ALWAYS_INLINE corner find_corner(const conv_plan *p, const matrix_side *s, int i) {
   const int top = i / p->across % p->down * s->stride - s->padding;
   const int left = i % p->across * s->stride - s->padding, image = i / p->across / p->down;
   return (corner){top, left,
                   (((ptrdiff_t)image * s->height + top) * s->width + left) * s->channels};
 }
 
-// Directly: row i is a pixel of y, or the patch of x that this pixel sees.
-static void move_patches(const plan *p, const side *s, float *rows, float *images, int first,
-                         int count, bool write) {
+// Directly: row i is a pixel of z, or the patch of x that this pixel sees.
+static void move_patches(const conv_plan *p, const matrix_side *s, float *rows, float *images,
+                         int first, int count, bool write) {
   for (int i = first; i < first + count; i++, rows += s->row) {
     const corner at = find_corner(p, s, i);
     const int begin = MAX(0, -at.left), end = MIN(s->size, s->width - at.left);
@@ -142,8 +142,8 @@ static void move_patches(const plan *p, const side *s, float *rows, float *image
 }
 
 // Where the n x n pixels of each tile (n = 4) or window (6 or 9) lie; beyond the border, `outside`.
-ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *s, float *images,
-                               int first, int count) {
+ALWAYS_INLINE void find_pixels(float **pixel, int n, const conv_plan *p, const matrix_side *s,
+                               float *images, int first, int count) {
   for (int i = first; i < first + count; i++) {
     const corner at = find_corner(p, s, i);
     for (int h = 0; h < n; h++) {
@@ -156,7 +156,7 @@ ALWAYS_INLINE void find_pixels(float **pixel, int n, const plan *p, const side *
   }
 }
 
-ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int points, int n,
+ALWAYS_INLINE void move_tiles(const conv_plan *p, const matrix_side *s, matrix m, int points, int n,
                               float *rows, float *images, int first, int count, bool write) {
   float *pixels[TILES * POINTS_2 * POINTS_2], **pixel = pixels;
   find_pixels(pixels, n, p, s, images, first, count);
@@ -182,10 +182,10 @@ ALWAYS_INLINE void move_tiles(const plan *p, const side *s, matrix m, int points
     }
 }
 
-// Makes `count` rows, from number `first` on, counted through all images, or writes them back: y is
+// Makes `count` rows, from number `first` on, counted through all images, or writes them back: z is
 // overwritten, x added to.
-static void move_rows(const plan *p, const side *s, float *rows, float *images, int first,
-                      int count, bool write) {
+static void move_rows(const conv_plan *p, const matrix_side *s, float *rows, float *images,
+                      int first, int count, bool write) {
   if (p->points == 1)
     move_patches(p, s, rows, images, first, count, write);
   else if (p->points == POINTS_1 && s->size == POINTS_1)
@@ -198,16 +198,16 @@ static void move_rows(const plan *p, const side *s, float *rows, float *images, 
     move_tiles(p, s, A_2, POINTS_2, TILE, rows, images, first, count, write);
 }
 
-// Which of the filters' points goes with point t of x and y.
-static int filter_point(const plan *p, int t) {
+// Which of the filters' points goes with point t of x and z.
+static int filter_point(const conv_plan *p, int t) {
   return MIN(t / p->points, p->filter_points - 1) * p->filter_points +
          MIN(t % p->points, p->filter_points - 1);
 }
 
 // W, packed, for X W, or for Y W^T, from w: [Cout][R S][Cin]. A block of filters and channels is
 // copied first: in w its rows lie powers of two apart, which share few cache lines.
-static void read_filters(const plan *p, float *W, const float *w, bool transposed) {
-  const int C = p->x.columns, K = p->y.columns, taps = p->points > 1 ? 9 : 1;
+static void read_filters(const conv_plan *p, float *W, const float *w, bool transposed) {
+  const int C = p->x.columns, K = p->z.columns, taps = p->points > 1 ? 9 : 1;
   const int length = transposed ? K : C;
   const size_t n_step = transposed ? taps * PANEL : 1, j_step = transposed ? 1 : taps * PANEL;
 #pragma omp parallel for
@@ -234,13 +234,13 @@ static void read_filters(const plan *p, float *W, const float *w, bool transpose
     }
 }
 
-// Adds the sums of y and of y * y over pixels begin .. end - 1 to sums: [2][channels].
-static void sum_pixels(double *sums, const float *y, size_t begin, size_t end, int channels) {
+// Adds the sums of z and of z * z over pixels begin .. end - 1 to sums: [2][channels].
+static void sum_pixels(double *sums, const float *z, size_t begin, size_t end, int channels) {
   for (size_t i = begin * channels; i < end * channels; i += channels)
 #pragma omp simd
     for (int k = 0; k < channels; k++) {
-      sums[k] += y[i + k];
-      sums[channels + k] += (double)y[i + k] * y[i + k];
+      sums[k] += z[i + k];
+      sums[channels + k] += (double)z[i + k] * z[i + k];
     }
 }
 
@@ -261,8 +261,8 @@ static void normalise(const norm *m, float *y, size_t begin, size_t end, int cha
 // to = from W: the output, with its sums or its norm; or backward the input gradient, added to.
 static void gather(const conv_shape *s, float *to, const float *from, const float *w, bool backward,
                    bool accumulate, double *sums, const norm *m) {
-  const plan p = make_plan(s);
-  const side *in = backward ? &p.y : &p.x, *out = backward ? &p.x : &p.y;
+  const conv_plan p = make_plan(s);
+  const matrix_side *in = backward ? &p.z : &p.x, *out = backward ? &p.x : &p.z;
   const int rows = p.across * p.down;
   const int parts = MIN(MIN(TASKS, s->batch), MAX(1, s->batch * rows / p.group));
   const size_t pixels = out->height * out->width, sums_size = 2 * out->channels;
@@ -298,8 +298,8 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
   }
 }
 
-void cpu_conv_forward(const conv_shape *s, void *y, const void *x, const void *w, double *sums) {
-  gather(s, y, x, w, false, false, sums, NULL);
+void cpu_conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
+  gather(s, z, x, w, false, false, sums, NULL);
 }
 
 void cpu_conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
@@ -309,16 +309,17 @@ void cpu_conv_norm_inference(const conv_shape *s, void *y, const void *x, const 
   gather(s, y, x, w, false, false, NULL, &m);
 }
 
-void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dy, const void *w,
+void cpu_conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
                              bool accumulate) {
-  gather(s, dx, dy, w, true, accumulate, NULL, NULL);
+  gather(s, dx, dz, w, true, accumulate, NULL, NULL);
 }
 
 // dw: [Cout][R S][Cin] from sums: [parts][points][Cout][x.row]
-static void write_filters(const plan *p, float *dw, const float *sums, int parts, size_t step) {
+static void write_filters(const conv_plan *p, float *dw, const float *sums, int parts,
+                          size_t step) {
   const int taps = p->points > 1 ? 9 : 1, points = p->filter_points * p->filter_points;
 #pragma omp parallel for collapse(2)
-  for (int k = 0; k < p->y.channels; k++)
+  for (int k = 0; k < p->z.channels; k++)
     for (int c = 0; c < p->x.columns; c += LANES) {
       const float *from = sums + k * p->x.row + c;
       float total[FILTER_POINTS * FILTER_POINTS * LANES],
@@ -341,8 +342,8 @@ static void write_filters(const plan *p, float *dw, const float *sums, int parts
     }
 }
 
-void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, const void *x) {
-  const plan p = make_plan(s);
+void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
+  const conv_plan p = make_plan(s);
   const int rows = s->batch * p.across * p.down, filters = ROUND_UP(s->out_channels, ROWS);
   const size_t step = filters * p.x.row + PAD, size = p.filter_points * p.filter_points * step;
   const int affordable = MAX(1, MAX_PARTIALS / size);
@@ -354,18 +355,18 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, con
   for (int part = 0; part < parts; part++)
     for (int k = 0; k < filters; k += slice) {
       float *X = partials + parts * size + omp_get_thread_num() * p.buffer;
-      float *Y = X + p.points * p.points * p.x.step, *sum = partials + part * size + k * p.x.row;
+      float *Z = X + p.points * p.points * p.x.step, *sum = partials + part * size + k * p.x.row;
       const int begin = (int)((long)part * rows / parts), end = (int)((part + 1L) * rows / parts);
-      side y = p.y; // the slice of it
-      y.columns = MIN(slice, s->out_channels - k);
+      matrix_side z = p.z; // the slice of it
+      z.columns = MIN(slice, s->out_channels - k);
       for (int row = begin; row < end; row += p.group) {
         const int count = MIN(p.group, end - row);
         move_rows(&p, &p.x, X, (float *)x, row, count, false);
-        move_rows(&p, &y, Y, (float *)dy + k, row, count, false);
+        move_rows(&p, &z, Z, (float *)dz + k, row, count, false);
         for (int t = 0; t < p.points * p.points; t++) {
           const bool again = t / p.points >= p.filter_points || t % p.points >= p.filter_points;
-          product(sum + filter_point(&p, t) * step, p.x.row, Y + t * y.step, 1, y.row,
-                  X + t * p.x.step, p.x.row, PANEL, y.columns, ROUND_UP(p.x.columns, LANES), count,
+          product(sum + filter_point(&p, t) * step, p.x.row, Z + t * z.step, 1, z.row,
+                  X + t * p.x.step, p.x.row, PANEL, z.columns, ROUND_UP(p.x.columns, LANES), count,
                   row > begin || again);
         }
       }

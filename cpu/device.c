@@ -2,7 +2,8 @@
 //
 // Nine tenths of a training step are convolutions. So the fast device is the plain one with the
 // four convolutions of its table exchanged, which also says what a test of it has to compare.
-#include "reference/conv.h"
+#include "conv.h"
+#include "reference/reference.h"
 
 const device *cpu_device(void) {
   static device d;

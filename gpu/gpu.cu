@@ -126,7 +126,7 @@ static void download_activations(real *host, const void *activations, size_t cou
 
 static void fill(device *d, const char *name, bool plain) {
   d->name = name;
-  d->activation_bytes = d->compute_bytes = sizeof(bf16);
+  d->activation_bytes = d->rounded_weight_bytes = sizeof(bf16);
   d->asynchronous = true; // or as good as: so that the simulator runs what a GPU would
   d->allocate = allocate_device;
   d->release = release_device;

@@ -116,14 +116,14 @@ static inline __host__ __device__ float second_of(uint32_t pair) {
 enum { EIGHT = 8 };
 typedef struct {
   float value[EIGHT];
-} eight;
+} float8;
 
-static inline __device__ eight load_eight(const bf16 *from) {
+static inline __device__ float8 load_bf16x8(const bf16 *from) {
   const uint4 raw = *(const uint4 *)from;
   return {{first_of(raw.x), second_of(raw.x), first_of(raw.y), second_of(raw.y), first_of(raw.z),
            second_of(raw.z), first_of(raw.w), second_of(raw.w)}};
 }
-static inline __device__ void store_eight(bf16 *to, const eight &x) {
+static inline __device__ void store_bf16x8(bf16 *to, const float8 &x) {
   uint4 raw;
   raw.x = to_pair(x.value[0], x.value[1]);
   raw.y = to_pair(x.value[2], x.value[3]);

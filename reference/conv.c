@@ -3,17 +3,17 @@
 //
 // Forward, with the image treated as zero outside its borders:
 //
-//     y[b][p][q][k] = sum over r, s, c of  x[b][p*stride + r - padding][q*stride + s - padding][c]
+//     z[b][p][q][k] = sum over r, s, c of  x[b][p*stride + r - padding][q*stride + s - padding][c]
 //                                          * w[k][r][s][c]
 //
 // The other two passes are the chain rule read off this line. Every x that was multiplied by a w to
-// make a y receives that y's gradient times the same w (backward_input); every w receives the
+// make a z receives that z's gradient times the same w (backward_input); every w receives the
 // gradient times the x it was multiplied by (backward_weight). Each loop nest below *gathers*: it
 // walks over the elements of its result and collects what belongs there, so that the result is
 // written once, by one thread, from a sum held in double.
 //
 // Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
-#include "conv.h"
+#include "reference.h"
 
 // Where output row (or column) p looks with filter row r, or -1 outside the image.
 static int input_at(int p, int r, const conv_shape *s, int in_size) {
@@ -35,13 +35,13 @@ static real *pixel(const void *activations, int height, int width, int channels,
 }
 
 // sums: [2][Cout]: the sum and the sum of squares of each output channel.
-static void sum_channels(const conv_shape *s, double *sums, const real *y) {
+static void sum_channels(const conv_shape *s, double *sums, const real *z) {
   const size_t pixels = (size_t)s->batch * s->out_height * s->out_width;
 #pragma omp parallel for
   for (int k = 0; k < s->out_channels; k++) {
     double sum = 0, sum_of_squares = 0;
     for (size_t i = 0; i < pixels; i++) {
-      const double value = y[i * s->out_channels + k];
+      const double value = z[i * s->out_channels + k];
       sum += value;
       sum_of_squares += value * value;
     }
@@ -65,22 +65,22 @@ static double dot_with_filter(const conv_shape *s, const void *x, const real *fi
   return sum;
 }
 
-void reference_conv_forward(const conv_shape *s, void *y, const void *x, const void *w,
+void reference_conv_forward(const conv_shape *s, void *z, const void *x, const void *w,
                             double *sums) {
   const size_t filter_size = (size_t)s->kernel * s->kernel * s->in_channels;
 #pragma omp parallel for collapse(2)
   for (int b = 0; b < s->batch; b++)
     for (int p = 0; p < s->out_height; p++)
       for (int q = 0; q < s->out_width; q++) {
-        real *out = pixel(y, s->out_height, s->out_width, s->out_channels, b, p, q);
+        real *out = pixel(z, s->out_height, s->out_width, s->out_channels, b, p, q);
         for (int k = 0; k < s->out_channels; k++)
           out[k] = (real)dot_with_filter(s, x, (const real *)w + k * filter_size, b, p, q);
       }
-  if (sums) sum_channels(s, sums, y);
+  if (sums) sum_channels(s, sums, z);
 }
 
 // The gradient of one input pixel's channel c: every output that used it, times the weight it used.
-static double collect_gradient(const conv_shape *s, const void *dy, const real *w, int b, int h,
+static double collect_gradient(const conv_shape *s, const void *dz, const real *w, int b, int h,
                                int v, int c) {
   const size_t filter_size = (size_t)s->kernel * s->kernel * s->in_channels;
   double sum = 0;
@@ -88,14 +88,14 @@ static double collect_gradient(const conv_shape *s, const void *dy, const real *
     for (int t = 0; t < s->kernel; t++) {
       const int p = output_at(h, r, s, s->out_height), q = output_at(v, t, s, s->out_width);
       if (p < 0 || q < 0) continue;
-      const real *out = pixel(dy, s->out_height, s->out_width, s->out_channels, b, p, q);
+      const real *out = pixel(dz, s->out_height, s->out_width, s->out_channels, b, p, q);
       const real *tap = w + (r * s->kernel + t) * s->in_channels + c;
       for (int k = 0; k < s->out_channels; k++) sum += (double)out[k] * tap[k * filter_size];
     }
   return sum;
 }
 
-void reference_conv_backward_input(const conv_shape *s, void *dx, const void *dy, const void *w,
+void reference_conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
                                    bool accumulate) {
 #pragma omp parallel for collapse(2)
   for (int b = 0; b < s->batch; b++)
@@ -103,14 +103,14 @@ void reference_conv_backward_input(const conv_shape *s, void *dx, const void *dy
       for (int v = 0; v < s->in_width; v++) {
         real *in = pixel(dx, s->in_height, s->in_width, s->in_channels, b, h, v);
         for (int c = 0; c < s->in_channels; c++) {
-          const double sum = collect_gradient(s, dy, w, b, h, v, c);
+          const double sum = collect_gradient(s, dz, w, b, h, v, c);
           in[c] = (real)(accumulate ? in[c] + sum : sum);
         }
       }
 }
 
 // The gradient of one weight: filter k, tap (r, t), channel c, summed over all output pixels.
-static double sum_over_pixels(const conv_shape *s, const void *dy, const void *x, int k, int r,
+static double sum_over_pixels(const conv_shape *s, const void *dz, const void *x, int k, int r,
                               int t, int c) {
   double sum = 0;
   for (int b = 0; b < s->batch; b++)
@@ -118,18 +118,18 @@ static double sum_over_pixels(const conv_shape *s, const void *dy, const void *x
       for (int q = 0; q < s->out_width; q++) {
         const int h = input_at(p, r, s, s->in_height), v = input_at(q, t, s, s->in_width);
         if (h < 0 || v < 0) continue;
-        sum += (double)pixel(dy, s->out_height, s->out_width, s->out_channels, b, p, q)[k] *
+        sum += (double)pixel(dz, s->out_height, s->out_width, s->out_channels, b, p, q)[k] *
                pixel(x, s->in_height, s->in_width, s->in_channels, b, h, v)[c];
       }
   return sum;
 }
 
-void reference_conv_backward_weight(const conv_shape *s, real *dw, const void *dy, const void *x) {
+void reference_conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
 #pragma omp parallel for collapse(2)
   for (int k = 0; k < s->out_channels; k++)
     for (int r = 0; r < s->kernel; r++)
       for (int t = 0; t < s->kernel; t++)
         for (int c = 0; c < s->in_channels; c++)
           dw[(((size_t)k * s->kernel + r) * s->kernel + t) * s->in_channels + c] =
-              (real)sum_over_pixels(s, dy, x, k, r, t, c);
+              (real)sum_over_pixels(s, dz, x, k, r, t, c);
 }

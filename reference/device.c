@@ -1,11 +1,7 @@
 // reference/device.c - the `reference` device: which plain function stands behind each operation of
 // device.h, and host memory in place of a GPU's.
-#include "conv.h"
-#include "mixup.h"
-#include "resnet18.h"
+#include "reference.h"
 #include "run/error.h"
-#include "sgd.h"
-#include "smoothing.h"
 
 #include <string.h>
 
@@ -31,20 +27,20 @@ static void copy_to_host(real *host, const void *activations, size_t count) {
 
 static void nothing_to_refresh(const parameters *p) {
   (void)p;
-} // compute is weight itself
+} // rounded_weight is weight itself
 
 const device reference_device = {
     .name = "reference",
     .description = "plain loops",
     .activation_bytes = sizeof(real),
-    .compute_bytes = 0,
+    .rounded_weight_bytes = 0,
     .allocate = allocate_aligned,
     .release = free,
     .upload = copy,
     .download = copy,
     .upload_activations = copy_activations,
     .download_activations = copy_to_host,
-    .refresh_compute = nothing_to_refresh,
+    .refresh_rounded_weights = nothing_to_refresh,
     .mix_images = reference_mix_images,
     .conv_forward = reference_conv_forward,
     .conv_backward_input = reference_conv_backward_input,

@@ -5,23 +5,7 @@
 // images of a pair are augmented first, each with its own crop and flip.
 //
 // Zhang, Cisse, Dauphin, Lopez-Paz: "mixup: beyond empirical risk minimization", ICLR 2018.
-#include "mixup.h"
-
-#include "run/error.h"
-#include "run/random.h"
-
-float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step) {
-  for (int b = 0; b < batch; b++) samples[b].partner = b;
-  if (alpha == 0) return 1;
-  random_stream stream = random_open(seed, RANDOM_LAMBDA, (uint32_t)epoch, (uint32_t)step);
-  const float lambda = (float)random_beta(&stream, alpha);
-  int32_t *partners = allocate((size_t)batch * sizeof *partners);
-  stream = random_open(seed, RANDOM_PARTNER, (uint32_t)epoch, (uint32_t)step);
-  random_permutation(&stream, partners, (uint32_t)batch);
-  for (int b = 0; b < batch; b++) samples[b].partner = partners[b];
-  free(partners);
-  return lambda;
-}
+#include "reference.h"
 
 // Value of image s at pixel (y, x) and channel c after padding, crop, flip and division by 255. The
 // flip exchanges left and right of the crop, so it is undone first on the way back to the file.

@@ -4,39 +4,39 @@
 // Batch normalisation gives each channel mean 0 and variance 1 over a batch, then lets the network
 // choose another mean (beta) and spread (gamma):
 //
-//     xhat = (x - mean) / sqrt(variance + epsilon)        y = act(gamma xhat + beta + residual)
+//     xhat = (z - mean) / sqrt(variance + epsilon)        y = act(gamma xhat + beta + residual)
 //
 // The residual sum and ReLU that follow are done in the same pass, because each pass over the
 // activations is a trip through all of memory and arithmetic on the way is free.
 //
-// Backward, xhat depends on every x of the channel through mean and variance. Collecting the three
+// Backward, xhat depends on every z of the channel through mean and variance. Collecting the three
 // paths (Ioffe and Szegedy 2015, section 3) gives, with g the gradient before act and n pixels:
 //
-//     dbeta = sum g      dgamma = sum g xhat      dx = gamma / std (g - dbeta / n - xhat dgamma / n)
+//     dbeta = sum g      dgamma = sum g xhat      dz = gamma / std (g - dbeta / n - xhat dgamma / n)
 //
-// The two subtracted terms are the parts of g that a change of mean and variance would cancel: dx
+// The two subtracted terms are the parts of g that a change of mean and variance would cancel: dz
 // has neither a mean nor a component along xhat.
 //
 // Sums run over fixed chunks of pixels, each added up by one thread and the chunks then in order, so
 // the bits do not depend on the number of threads. The inner loops walk over channels, which are
 // neighbours in memory; `omp simd` says what a compiler cannot know: where two arrays are the same
 // one, they meet only at the same index.
-#include "resnet18.h"
+#include "reference.h"
 
 #include "run/error.h"
 #include <math.h>
 
 enum { CHUNKS = 64 }; // of pixels, in sums over all of them; more than any CPU here has threads
 
-// y = act(gamma (x - mean) inverse_std + beta + residual). x, y, residual: [pixels][channels]
-static void normalise(const norm_shape *shape, void *y, const void *x, const real *gamma,
+// y = act(gamma (z - mean) inverse_std + beta + residual). z, y, residual: [pixels][channels]
+static void normalise(const norm_shape *shape, void *y, const void *z, const real *gamma,
                       const real *beta, const void *residual, bool relu, const real *mean,
                       const real *inverse_std) {
   const int channels = shape->channels;
 #pragma omp parallel for
   for (int i = 0; i < shape->pixels; i++) {
     const size_t row = (size_t)i * channels;
-    const real *in = (const real *)x + row, *add = residual ? (const real *)residual + row : NULL;
+    const real *in = (const real *)z + row, *add = residual ? (const real *)residual + row : NULL;
     real *out = (real *)y + row;
 #pragma omp simd
     for (int c = 0; c < channels; c++) {
@@ -47,7 +47,7 @@ static void normalise(const norm_shape *shape, void *y, const void *x, const rea
   }
 }
 
-void reference_norm_forward(const norm_shape *shape, void *y, const void *x, const double *sums,
+void reference_norm_forward(const norm_shape *shape, void *y, const void *z, const double *sums,
                             const real *gamma, const real *beta, const void *residual, bool relu,
                             real *running_mean, real *running_var, real *saved_mean,
                             real *saved_inverse_std) {
@@ -57,27 +57,27 @@ void reference_norm_forward(const norm_shape *shape, void *y, const void *x, con
     const double variance = fmax(0, sums[shape->channels + c] / n - mean * mean);
     saved_mean[c] = (real)mean;
     saved_inverse_std[c] = (real)(1 / sqrt(variance + NORM_EPSILON));
-    running_mean[c] = (real)((1 - NORM_MOMENTUM) * running_mean[c] + NORM_MOMENTUM * mean);
+    running_mean[c] = (real)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);
     // The batch's own variance divides by n; the best guess of everyone's divides by n - 1.
     running_var[c] =
-        (real)((1 - NORM_MOMENTUM) * running_var[c] + NORM_MOMENTUM * variance * n / (n - 1));
+        (real)((1 - NEW_BATCH_SHARE) * running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
   }
-  normalise(shape, y, x, gamma, beta, residual, relu, saved_mean, saved_inverse_std);
+  normalise(shape, y, z, gamma, beta, residual, relu, saved_mean, saved_inverse_std);
 }
 
-void reference_norm_inference(const norm_shape *shape, void *y, const void *x, const real *gamma,
+void reference_norm_inference(const norm_shape *shape, void *y, const void *z, const real *gamma,
                               const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var) {
   real *inverse_std = allocate(shape->channels * sizeof(real));
   for (int c = 0; c < shape->channels; c++)
     inverse_std[c] = (real)(1 / sqrt(running_var[c] + NORM_EPSILON));
-  normalise(shape, y, x, gamma, beta, residual, relu, running_mean, inverse_std);
+  normalise(shape, y, z, gamma, beta, residual, relu, running_mean, inverse_std);
   free(inverse_std);
 }
 
 // sums[0][c] = sum of g and sums[1][c] = sum of g xhat over pixels first .. end - 1.
 static void sum_gradients(double *sums, const norm_shape *shape, size_t first, size_t end,
-                          const real *dy, const real *y, const real *x, const real *mean,
+                          const real *dy, const real *y, const real *z, const real *mean,
                           const real *inverse_std, bool relu) {
   const int channels = shape->channels;
   double *restrict sum_g = sums, *restrict sum_g_xhat = sums + channels;
@@ -87,13 +87,13 @@ static void sum_gradients(double *sums, const norm_shape *shape, size_t first, s
     for (int c = 0; c < channels; c++) {
       const real upstream = dy[i + c], g = relu && y[i + c] <= 0 ? 0 : upstream;
       sum_g[c] += g;
-      sum_g_xhat[c] += g * ((x[i + c] - mean[c]) * inverse_std[c]);
+      sum_g_xhat[c] += g * ((z[i + c] - mean[c]) * inverse_std[c]);
     }
 }
 
-// dx = gamma inverse_std (g - dbeta / n - xhat dgamma / n) and dresidual = g.
-static void spread_gradients(const norm_shape *shape, real *dx, real *dresidual, const real *dgamma,
-                             const real *dbeta, const real *dy, const real *y, const real *x,
+// dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n) and dresidual = g.
+static void spread_gradients(const norm_shape *shape, real *dz, real *dresidual, const real *dgamma,
+                             const real *dbeta, const real *dy, const real *y, const real *z,
                              const real *gamma, const real *mean, const real *inverse_std,
                              bool relu) {
   const int channels = shape->channels;
@@ -103,14 +103,14 @@ static void spread_gradients(const norm_shape *shape, real *dx, real *dresidual,
 #pragma omp simd
     for (int c = 0; c < channels; c++) {
       const real upstream = dy[i + c], g = relu && y[i + c] <= 0 ? 0 : upstream;
-      const real xhat = (x[i + c] - mean[c]) * inverse_std[c];
+      const real xhat = (z[i + c] - mean[c]) * inverse_std[c];
       if (dresidual) dresidual[i + c] = g;
-      dx[i + c] = gamma[c] * inverse_std[c] * (g - one_nth * (dbeta[c] + xhat * dgamma[c]));
+      dz[i + c] = gamma[c] * inverse_std[c] * (g - one_nth * (dbeta[c] + xhat * dgamma[c]));
     }
 }
 
-void reference_norm_backward(const norm_shape *shape, void *dx, void *dresidual, real *dgamma,
-                             real *dbeta, const void *dy, const void *y, const void *x,
+void reference_norm_backward(const norm_shape *shape, void *dz, void *dresidual, real *dgamma,
+                             real *dbeta, const void *dy, const void *y, const void *z,
                              const real *gamma, const real *saved_mean,
                              const real *saved_inverse_std, bool relu) {
   const int channels = shape->channels;
@@ -119,7 +119,7 @@ void reference_norm_backward(const norm_shape *shape, void *dx, void *dresidual,
 #pragma omp parallel for
   for (size_t chunk = 0; chunk < CHUNKS; chunk++)
     sum_gradients(partial + chunk * 2 * channels, shape, pixels * chunk / CHUNKS,
-                  pixels * (chunk + 1) / CHUNKS, dy, y, x, saved_mean, saved_inverse_std, relu);
+                  pixels * (chunk + 1) / CHUNKS, dy, y, z, saved_mean, saved_inverse_std, relu);
   for (int c = 0; c < channels; c++) {
     double sum_g = 0, sum_g_xhat = 0;
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
@@ -130,7 +130,7 @@ void reference_norm_backward(const norm_shape *shape, void *dx, void *dresidual,
     dgamma[c] = (real)sum_g_xhat;
   }
   free(partial);
-  spread_gradients(shape, dx, dresidual, dgamma, dbeta, dy, y, x, gamma, saved_mean,
+  spread_gradients(shape, dz, dresidual, dgamma, dbeta, dy, y, z, gamma, saved_mean,
                    saved_inverse_std, relu);
 }
 

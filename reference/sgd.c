@@ -7,7 +7,7 @@
 // momentum, and the learning rate multiplies v when it is used, not when it is collected: after the
 // rate drops, old gradients count with the new rate. This is torch.optim.SGD's definition, without
 // dampening and Nesterov. Sutskever et al., "On the importance of initialization and momentum", 2013.
-#include "sgd.h"
+#include "reference.h"
 
 void reference_sgd_update(const parameters *p, const step_values *step, float momentum,
                           float weight_decay) {

@@ -13,7 +13,7 @@
 // Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: "Rethinking the Inception architecture", CVPR 2016,
 // section 7. (torch.nn.CrossEntropyLoss(label_smoothing=s) spreads s over all C classes, the true
 // one included; the recipe, like the papers it comes from, spreads it over the C - 1 others.)
-#include "smoothing.h"
+#include "reference.h"
 
 #include <math.h>
 

@@ -198,7 +198,7 @@ static bool load_weights(network *n, const safetensors *s, const char *path, err
   if (ok) {
     n->device->upload(p->weight, weights, p->count * sizeof(real));
     n->device->upload(n->statistics, statistics, n->statistics_size * sizeof(real));
-    n->device->refresh_compute(p);
+    n->device->refresh_rounded_weights(p);
     n->batches_tracked = batches_tracked;
   }
   free(weights);

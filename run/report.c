@@ -10,7 +10,7 @@
 
 enum { LINE_EVERY = 100 }; // batches, as the recipe's notebook does
 
-double report_now(void) {
+double clock_seconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
@@ -92,7 +92,8 @@ static void trace_run(FILE *out, const options *o, const dataset *data, const ch
 bool report_open(report *r, const options *o, const dataset *data, const char *device,
                  const position *at, error *e) {
   bool is_new;
-  *r = (report){.terminal = isatty(STDOUT_FILENO), .begun = report_now(), .begun_step = at->step};
+  *r =
+      (report){.terminal = isatty(STDOUT_FILENO), .begun = clock_seconds(), .begun_step = at->step};
   if (o->log[0]) {
     if (!open_one(o->log, at, keep_row, &r->csv, &is_new, e)) return false;
     if (is_new)
@@ -141,7 +142,7 @@ static void clear_progress(report *r) {
 }
 
 static void show_progress(report *r, const options *o, const position *at, int steps, int batch) {
-  const double spent = report_now() - r->begun;
+  const double spent = clock_seconds() - r->begun;
   const double steps_a_second = (double)(at->step - r->begun_step) / spent;
   const int64_t left = (int64_t)(o->epochs - at->epoch) * steps - at->step_in_epoch;
   const long seconds = (long)((double)left / steps_a_second);

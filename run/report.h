@@ -37,7 +37,7 @@ typedef struct {
   int64_t begun_step; // at which step
 } report;
 
-double report_now(void); // seconds on a clock that only goes forward
+double clock_seconds(void); // seconds on a clock that only goes forward
 
 // Opens the log and the trace. For a new run, earlier files of these names are set aside (.1, .2,
 // ..); a resumed run cuts off what came after its checkpoint and appends.

@@ -18,7 +18,7 @@ static void test_round_trip(void) {
   spoil(&victim);
   check(checkpoint_load(&victim, scratch_path(WEIGHTS), &e) && same_weights(&victim, &a),
         "weights, statistics and the counter come back to the bit %s", e.text);
-  check(refreshed == 1, "and the device's compute copies are made again");
+  check(refreshed == 1, "and the device's rounded copies are made again");
   check(all_spoiled(victim.parameters.momentum, victim.parameters.count * sizeof(real)),
         "momentum stays as it was");
   check(state_found(&e) == 'a' && refreshed == 2, "resumed: momentum comes back too");

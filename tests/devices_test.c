@@ -36,8 +36,9 @@
 // Threads. With 1, 2 and 3 threads every operation gives the same bits, and so do training steps.
 //
 //     make build/gcc/tests/devices_test && build/gcc/tests/devices_test
+#include "../cpu/conv.h"
 #include "../network.h"
-#include "../reference/conv.h"
+#include "../reference/reference.h"
 #include "inputs.h"
 #include <omp.h>
 #include <string.h>

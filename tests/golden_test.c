@@ -156,7 +156,7 @@ static void load_state(golden *g) {
   g->device->upload(p->weight, weights, p->count * sizeof *weights);
   g->device->upload(p->momentum, momentum, p->count * sizeof *momentum);
   g->device->upload(n->statistics, statistics, n->statistics_size * sizeof *statistics);
-  g->device->refresh_compute(p);
+  g->device->refresh_rounded_weights(p);
   free(weights);
   free(momentum);
   free(statistics);

@@ -28,7 +28,7 @@
 //
 //     make build/gcc/double/gradients_test && build/gcc/double/gradients_test
 #include "../network.h"
-#include "../reference/conv.h"
+#include "../reference/reference.h"
 #include "inputs.h"
 #include <omp.h>
 #include <string.h>

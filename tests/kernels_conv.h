@@ -2,7 +2,8 @@
 #ifndef KERNELS_CONV_H
 #define KERNELS_CONV_H
 
-#include "../reference/conv.h"
+#include "../cpu/conv.h"
+#include "../reference/reference.h"
 #include "kernels.h"
 
 typedef struct {

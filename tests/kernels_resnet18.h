@@ -4,7 +4,7 @@
 #ifndef KERNELS_RESNET18_H
 #define KERNELS_RESNET18_H
 
-#include "../reference/resnet18.h"
+#include "../reference/reference.h"
 #include "kernels.h"
 
 // -- Batch normalisation --------------------------------------------------------------------------

@@ -4,9 +4,7 @@
 #define KERNELS_STEP_H
 
 #include "../network.h"
-#include "../reference/mixup.h"
-#include "../reference/sgd.h"
-#include "../reference/smoothing.h"
+#include "../reference/reference.h"
 #include "kernels.h"
 
 #define SMALLEST 0x1p-149 // float above zero: down there, that is the rounding
@@ -165,9 +163,9 @@ static void test_cross_entropy(const test_case *c, const devices *on) {
   }
 }
 
-// -- sgd_update and refresh_compute ---------------------------------------------------------------
+// -- sgd_update and refresh_rounded_weights ---------------------------------------------------------------
 
-static array *weight, *gradient, *velocity, *compute;
+static array *weight, *gradient, *velocity, *rounded_weight;
 static parameters flat;
 
 // All tensors of the network at c->channels; 0: a few odd ones.
@@ -195,15 +193,15 @@ static const parameters *on_device(void) {
   flat.weight = weight->data;
   flat.gradient = gradient ? gradient->data : NULL;
   flat.momentum = velocity ? velocity->data : NULL;
-  flat.compute = compute ? compute->data : flat.weight;
+  flat.rounded_weight = rounded_weight ? rounded_weight->data : flat.weight;
   return &flat;
 }
 
 // The weights that convolutions read are the device's own float weights, rounded: to the bit.
 static void compare_compute(const test_case *c, const device *d) {
-  if (!d->compute_bytes) return;
+  if (!d->rounded_weight_bytes) return;
   real *rounded = memcpy(take(weight->bytes), weight->values, weight->bytes);
-  compare_exactly(c, compute, "compute", round_all(rounded, weight->count));
+  compare_exactly(c, rounded_weight, "rounded_weight", round_all(rounded, weight->count));
 }
 
 static float decay_of(const test_case *c) {
@@ -237,7 +235,7 @@ static void test_sgd_update(const test_case *c, const devices *on) {
     weight = changed(d, REALS, w0, count);
     velocity = changed(d, REALS, v0, count);
     gradient = input(d, REALS, g, count);
-    compute = d->compute_bytes ? output(d, WEIGHTS, count) : NULL;
+    rounded_weight = d->rounded_weight_bytes ? output(d, WEIGHTS, count) : NULL;
     step = input(d, BYTES, &values, sizeof values);
     run(c, d, launch_sgd_update);
     compare(c, velocity, "v", expected.momentum, slack_of_v);
@@ -249,7 +247,7 @@ static void test_sgd_update(const test_case *c, const devices *on) {
 
 static void launch_refresh_compute(const test_case *c, const device *d) {
   (void)c;
-  d->refresh_compute(on_device());
+  d->refresh_rounded_weights(on_device());
 }
 
 static void test_refresh_compute(const test_case *c, const devices *on) {
@@ -259,7 +257,7 @@ static void test_refresh_compute(const test_case *c, const devices *on) {
     const device *d = on->of[i];
     weight = input(d, REALS, w0, flat.count);
     gradient = velocity = NULL;
-    compute = d->compute_bytes ? output(d, WEIGHTS, flat.count) : NULL;
+    rounded_weight = d->rounded_weight_bytes ? output(d, WEIGHTS, flat.count) : NULL;
     run(c, d, launch_refresh_compute);
     compare_compute(c, d);
     free_arrays();

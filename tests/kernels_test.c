@@ -192,7 +192,8 @@ static void add_sgd(int width) {
                             i & 1 ? "" : ", first step", i & 2 ? "" : ", much decay");
     c->channels = width, c->with_momentum = i & 1, c->usual_decay = i & 2, c->size = SMALL;
   }
-  test_case *c = add_case("refresh_compute", test_refresh_compute, "%swidth %d", tensors, width);
+  test_case *c =
+      add_case("refresh_rounded_weights", test_refresh_compute, "%swidth %d", tensors, width);
   c->channels = width, c->size = SMALL;
 }
 

@@ -5,9 +5,9 @@
 // use a fixed seed: a true generator fails a test at level p in a share p of all seeds, and a check
 // must not fail for no reason. Bounds are five standard errors, or for Kolmogorov-Smirnov
 // D < 2 / sqrt(n), which chance exceeds once in 1,500 times.
+#include "../cifar.h"
 #include "check.h"
 
-#include "../reference/mixup.h"
 #include "../run/options.h"
 #include <string.h>
 

@@ -15,12 +15,12 @@ enum { WIDTH = 8 };
 
 static random_stream numbers;
 static network a, b, victim; // two states to save, and the network that they are loaded into
-static device counting;      // the reference device, counting refresh_compute
+static device counting;      // the reference device, counting refresh_rounded_weights
 static int refreshed;
 
 static inline void count_refresh(const parameters *p) {
   refreshed++;
-  reference_device.refresh_compute(p);
+  reference_device.refresh_rounded_weights(p);
 }
 
 // Normal numbers, and a few that a detour through text or arithmetic would not bring back.
@@ -45,7 +45,7 @@ static inline void make_state(network *n, int width) {
 static inline void make_states(const char *test) {
   numbers = random_open(check_seed(test), RANDOM_TEST, 0, 0);
   counting = reference_device;
-  counting.refresh_compute = count_refresh;
+  counting.refresh_rounded_weights = count_refresh;
   make_state(&a, WIDTH);
   make_state(&b, WIDTH);
   make_state(&victim, WIDTH);

@@ -7,7 +7,7 @@
 // What to compare with. A GPU keeps activations and the weights that convolutions read as bf16,
 // 2^-9 to 2^-8 coarse, and 20 batch normalisations of a few pixels make much of that. The reference
 // can be given the same coarseness: the device `rounded` below is the reference with every
-// activation and compute weight rounded to bf16 where a GPU would store it (and, for the time it
+// activation and rounded weight rounded to bf16 where a GPU would store it (and, for the time it
 // takes, with the cpu device's convolutions: devices_test.c holds them against the reference's). It
 // and a GPU still differ in the last bits of their float sums, so now and then a value close to a
 // tie rounds to its other neighbour: a whole spacing. That moves values downstream, where more fall
@@ -43,7 +43,7 @@
 //
 //     make build/gcc/tests/step_test && build/gcc/tests/step_test
 #define _POSIX_C_SOURCE 200809L
-#include "../reference/mixup.h"
+#include "../cifar.h"
 #include "../run/checkpoint.h"
 #include "inputs.h"
 #include "scratch.h"
@@ -130,13 +130,13 @@ static void rounded_linear_backward(int batch, int channels, void *dx, real *dw,
 
 static void rounded_refresh_compute(const parameters *p) {
   for (size_t i = 0; i < p->count; i++)
-    ((real *)p->compute)[i] = to_nearest_bf16((float)p->weight[i]);
+    ((real *)p->rounded_weight)[i] = to_nearest_bf16((float)p->weight[i]);
 }
 
 static void make_rounded(void) {
   rounded = *cpu_device();
   rounded.name = "rounded";
-  rounded.compute_bytes = sizeof(real);
+  rounded.rounded_weight_bytes = sizeof(real);
   rounded.mix_images = rounded_mix_images;
   rounded.conv_forward = rounded_conv_forward;
   rounded.conv_backward_input = rounded_conv_backward_input;
@@ -145,7 +145,7 @@ static void make_rounded(void) {
   rounded.pool_forward = rounded_pool_forward;
   rounded.pool_backward = rounded_pool_backward;
   rounded.linear_backward = rounded_linear_backward;
-  rounded.refresh_compute = rounded_refresh_compute;
+  rounded.refresh_rounded_weights = rounded_refresh_compute;
 }
 
 // -- Data, states, steps --------------------------------------------------------------------------
@@ -184,7 +184,7 @@ static void put_state(network *n, const state *s) {
   d->upload(n->parameters.weight, s->weight, shape.parameters.count * sizeof(real));
   d->upload(n->parameters.momentum, s->momentum, shape.parameters.count * sizeof(real));
   d->upload(n->statistics, s->statistics, shape.statistics_size * sizeof(real));
-  d->refresh_compute(&n->parameters);
+  d->refresh_rounded_weights(&n->parameters);
 }
 
 static void get_state(const network *n, state *s) {
