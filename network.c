@@ -102,8 +102,7 @@ bool network_describe(network *n, const device *d, int width, int batch, error *
 
 // -- Memory ----------------------------------------------------------------------------------------
 
-// Activations of a unit's output.
-static size_t output_count(const unit *u, int batch) {
+size_t unit_output_count(const unit *u, int batch) {
   const conv_shape *s = &u->shape;
   return (size_t)batch * s->out_height * s->out_width * s->out_channels;
 }
@@ -111,8 +110,8 @@ static size_t output_count(const unit *u, int batch) {
 static void allocate_unit(network *n, unit *u) {
   const device *d = n->device;
   const size_t channels = (size_t)u->shape.out_channels;
-  u->z = d->allocate(output_count(u, n->max_batch) * d->activation_bytes);
-  u->y = d->allocate(output_count(u, n->max_batch) * d->activation_bytes);
+  u->z = d->allocate(unit_output_count(u, n->max_batch) * d->activation_bytes);
+  u->y = d->allocate(unit_output_count(u, n->max_batch) * d->activation_bytes);
   u->sums = d->allocate(2 * channels * sizeof(double));
   u->saved_mean = d->allocate(channels * sizeof(real));
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
@@ -133,7 +132,7 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
   n->logits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   n->dlogits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   for (int i = 0; i < 3; i++)
-    n->gradient[i] = d->allocate(output_count(&n->units[0], batch) * d->activation_bytes);
+    n->gradient[i] = d->allocate(unit_output_count(&n->units[0], batch) * d->activation_bytes);
   return true;
 }
 
@@ -162,8 +161,8 @@ void network_free(network *n) {
 
 size_t network_bytes_per_image(const network *n) {
   const size_t activation = n->device->activation_bytes;
-  size_t activations = IMAGE_BYTES + 8 * (size_t)n->width + 3 * output_count(&n->units[0], 1);
-  for (int i = 0; i < UNITS; i++) activations += 2 * output_count(&n->units[i], 1);
+  size_t activations = IMAGE_BYTES + 8 * (size_t)n->width + 3 * unit_output_count(&n->units[0], 1);
+  for (int i = 0; i < UNITS; i++) activations += 2 * unit_output_count(&n->units[i], 1);
   return activations * activation + 2 * CLASSES * sizeof(real);
 }
 
@@ -323,110 +322,4 @@ void network_backward(network *n) {
   d->pool_backward(n->batch, pixels, channels, n->gradient[0], n->gradient[1]);
   for (int i = BLOCKS - 1; i >= 0; i--) block_backward(n, &n->blocks[i]);
   unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true);
-}
-
-// -- Reports -----------------------------------------------------------------------------------------
-
-// A multiplication and an addition for each weight at each output pixel.
-static double unit_flops(const unit *u) {
-  const conv_shape *s = &u->shape;
-  return 2.0 * s->out_height * s->out_width * s->out_channels * s->kernel * s->kernel *
-         s->in_channels;
-}
-
-void network_print_plan(const network *n, FILE *out) {
-  const size_t activation = n->device->activation_bytes;
-  double flops = 2.0 * CLASSES * 8 * n->width;
-  fprintf(out, "%-24s %-14s %-14s %12s %12s %14s\n", "layer (with its norm)", "input", "output",
-          "parameters", "MFLOP/image", "KiB/image");
-  for (int i = 0; i < UNITS; i++) {
-    const unit *u = &n->units[i];
-    const conv_shape *s = &u->shape;
-    char module[40], in[32], shape[32];
-    snprintf(module, sizeof module, "%s", n->parameter_list[u->weight].name);
-    *strrchr(module, '.') = 0; // without ".weight"
-    snprintf(in, sizeof in, "%dx%dx%d", s->in_height, s->in_width, s->in_channels);
-    snprintf(shape, sizeof shape, "%dx%dx%d", s->out_height, s->out_width, s->out_channels);
-    fprintf(out, "%-24s %-14s %-14s %12zu %12.2f %14.1f\n", module, in, shape,
-            n->parameter_list[u->weight].count + 2 * (size_t)s->out_channels, unit_flops(u) / 1e6,
-            2.0 * output_count(u, 1) * activation / 1024);
-    flops += unit_flops(u);
-  }
-  fprintf(out, "%-24s %-14d %-14d %12d %12.2f %14.1f\n", "linear", 8 * n->width, CLASSES,
-          CLASSES * (8 * n->width + 1), 2e-6 * CLASSES * 8 * n->width,
-          (8.0 * n->width * activation + 2 * CLASSES * sizeof(real)) / 1024);
-  fprintf(out,
-          "total: %zu parameters, %.2f MFLOP an image forward, about three times that to train\n",
-          n->parameters.count, flops / 1e6);
-  fprintf(out, "memory: %.1f MiB for weights, gradients and momentum, %.2f MiB an image; ",
-          n->parameters.count * (3 * sizeof(real) + n->device->rounded_weight_bytes) / 1048576.0,
-          network_bytes_per_image(n) / 1048576.0);
-  fprintf(out, "%.1f MiB at batch %d\n", network_bytes(n) / 1048576.0, n->max_batch);
-}
-
-static bool all_finite(const real *values, size_t count) {
-  for (size_t i = 0; i < count; i++)
-    if (!isfinite(values[i])) return false;
-  return true;
-}
-
-static const char *first_bad(const device *d, const parameter *list, int count,
-                             const real *device_array, size_t size) {
-  real *host = allocate(size * sizeof(real));
-  const char *bad = NULL;
-  d->download(host, device_array, size * sizeof(real));
-  for (int i = 0; i < count && !bad; i++)
-    if (!all_finite(host + list[i].offset, list[i].count)) bad = list[i].name;
-  free(host);
-  return bad;
-}
-
-const char *network_bad_weight(const network *n) {
-  const parameters *p = &n->parameters;
-  return first_bad(n->device, p->list, p->list_count, p->weight, p->count);
-}
-
-const char *network_bad_statistic(const network *n) {
-  return first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
-                   n->statistics_size);
-}
-
-static bool activations_finite(const network *n, const void *activations, size_t count) {
-  real *host = allocate(count * sizeof(real));
-  n->device->download_activations(host, activations, count);
-  const bool finite = all_finite(host, count);
-  free(host);
-  return finite;
-}
-
-// "the output of layer1.0.conv1": the module to whose weight the name belongs.
-static const char *output_of(const parameter *weight) {
-  static char text[80];
-  snprintf(text, sizeof text, "the output of %s", weight->name);
-  *strrchr(text, '.') = 0;
-  return text;
-}
-
-static const char *bad_output(const network *n, const unit *u) {
-  const size_t count = output_count(u, n->batch);
-  if (!activations_finite(n, u->z, count)) return output_of(&n->parameter_list[u->weight]);
-  if (!activations_finite(n, u->y, count)) return output_of(&n->parameter_list[u->gamma]);
-  return NULL;
-}
-
-const char *network_bad_activation(const network *n) {
-  real logits[CLASSES];
-  if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES)) return "the input";
-  const char *bad = bad_output(n, &n->units[0]);
-  for (int i = 0; i < BLOCKS && !bad; i++) {
-    const block *k = &n->blocks[i];
-    bad = bad_output(n, &n->units[k->a]);
-    if (!bad && k->shortcut >= 0) bad = bad_output(n, &n->units[k->shortcut]);
-    if (!bad) bad = bad_output(n, &n->units[k->b]);
-  }
-  for (int b = 0; b < n->batch && !bad; b++) {
-    n->device->download(logits, n->logits + (size_t)b * CLASSES, sizeof logits);
-    if (!all_finite(logits, CLASSES)) bad = "the logits";
-  }
-  return bad;
 }

@@ -90,18 +90,11 @@ void network_forward(network *n, int batch, bool training);
 // dlogits -> parameters.gradient, after a forward pass in training mode.
 void network_backward(network *n);
 
+// Activations in a unit's output, for so many images.
+size_t unit_output_count(const unit *u, int batch);
+
 // Bytes of device memory that network_create takes, and the part of them that grows with the batch.
 size_t network_bytes(const network *n);
 size_t network_bytes_per_image(const network *n);
-
-// The plan: a line a layer with shape, parameters, FLOPs and activation bytes, and the totals.
-void network_print_plan(const network *n, FILE *out);
-
-// Names the first tensor that holds a NaN or an infinity: among the weights, the running statistics,
-// or, in the order in which they are computed, the input, each activation and the logits. NULL: all
-// are finite. The text stays valid until the next call.
-const char *network_bad_weight(const network *n);
-const char *network_bad_statistic(const network *n);
-const char *network_bad_activation(const network *n);
 
 #endif

@@ -51,6 +51,8 @@ void reference_linear_backward(int batch, int channels, void *dx, real *dw, real
                                const real *dlogits, const void *x, const void *w);
 
 // -- smoothing.c
+// The class of the largest of ten logits; of equal ones the first.
+int reference_arg_max(const real *logits);
 void reference_cross_entropy(int batch, float smoothing, real *dlogits, step_result *results,
                              const real *logits, const uint8_t *labels, const sample *samples,
                              const step_values *step);

@@ -29,7 +29,7 @@ static double smoothed(double smoothing, int label, int class) {
   return class == label ? 1 - smoothing : smoothing / (CLASSES - 1);
 }
 
-static int arg_max(const real *logits) {
+int reference_arg_max(const real *logits) {
   int best = 0;
   for (int j = 1; j < CLASSES; j++)
     if (logits[j] > logits[best]) best = j;
@@ -53,7 +53,7 @@ void reference_cross_entropy(int batch, float smoothing, real *dlogits, step_res
       total.loss -= target * log_p[j];
       if (dlogits) dlogits[b * CLASSES + j] = (real)((exp(log_p[j]) - target) / batch);
     }
-    const int guess = arg_max(logits + b * CLASSES);
+    const int guess = reference_arg_max(logits + b * CLASSES);
     total.correct += lambda * (guess == label) + (1 - lambda) * (guess == partner_label);
   }
   results[step->slot] = total;

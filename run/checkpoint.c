@@ -251,6 +251,27 @@ static bool read_weights_of(const safetensors *resume, const file_names *f, safe
   return false;
 }
 
+bool checkpoint_setting_beside(const char *weights_path, const char *key,
+                               char value[METADATA_VALUE]) {
+  static const char ending[] = ".safetensors";
+  const size_t length = strlen(weights_path), stem = length - strlen(ending);
+  char path[4200];
+  safetensors resume, weights;
+  error unused; // no resume file, or not this one: there is no setting
+  if (length <= strlen(ending) || strcmp(weights_path + stem, ending)) return false;
+  snprintf(path, sizeof path, "%.*s.resume%s", (int)stem, weights_path, ending);
+  if (!file_exists(path) || !safetensors_read(path, &resume, &unused)) return false;
+  const char *wanted = safetensors_value(&resume, "weights");
+  const char *setting = safetensors_value(&resume, key);
+  const bool found = wanted && setting && read_matching(weights_path, wanted, &weights, &unused);
+  if (found) {
+    snprintf(value, METADATA_VALUE, "%s", setting);
+    safetensors_free(&weights);
+  }
+  safetensors_free(&resume);
+  return found;
+}
+
 bool checkpoint_resume(network *n, const char *directory, const safetensors *resume, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
   parameters *p = &n->parameters;

@@ -42,6 +42,11 @@ bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e
 // checkpoint_read_resume's.
 bool checkpoint_resume(network *n, const char *directory, const safetensors *resume, error *e);
 
+// A setting of the run that saved a file of weights: `key` from the metadata of the resume file beside
+// it. False, and nothing in `value`, where there is none that belongs to exactly these weights.
+bool checkpoint_setting_beside(const char *weights_path, const char *key,
+                               char value[METADATA_VALUE]);
+
 // Moves a checkpoint that is in DIR already out of a new run's way, to names ending in .K.
 bool checkpoint_set_aside(const char *directory, int *number, error *e);
 

@@ -31,7 +31,6 @@ const device *device_by_name(const char *name, error *e) {
   if (!strcmp(name, "simt")) return simt_device(false);
   if (!strcmp(name, "simt-plain")) return simt_device(true);
   if (!strcmp(name, "cuda") || !strcmp(name, "cuda-plain")) return cuda_device(name[4], e);
-  const device *gpu = cuda_device(false, e); // auto
-  if (!gpu) printf("no GPU     %s\n", e->text);
+  const device *gpu = cuda_device(false, e); // auto: where there is none, why does not matter
   return gpu ? gpu : cpu_device();
 }

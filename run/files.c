@@ -13,6 +13,11 @@ bool file_exists(const char *path) {
   return stat(path, &status) == 0;
 }
 
+bool file_is_regular(const char *path) {
+  struct stat status;
+  return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+}
+
 uint8_t *file_read(const char *path, size_t *size, error *e) {
   struct stat status;
   FILE *file = fopen(path, "rb");

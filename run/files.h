@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 bool file_exists(const char *path);
+bool file_is_regular(const char *path); // there, and no directory, device or pipe
 
 // A whole file in memory from malloc, its size in *size; NULL with a line in e for a file that
 // cannot be opened, whose size cannot be told, or that ends before its size is reached.

@@ -60,6 +60,8 @@ static const option table[] = {
      "start from the weights of a safetensors file with PyTorch's names"},
     {"eval", TEXT, PROCESS, PLACE(eval), 0, 0, "FILE",
      "only test the weights of such a file: loss, accuracy, each class"},
+    {"bins", TEXT, PROCESS, PLACE(bins), 0, 0, "FILE.csv",
+     "with --eval: each confidence bin's count, confidence and accuracy"},
     {"log", TEXT, PROCESS, PLACE(log), 0, 0, "FILE.csv", "a row an epoch"},
     {"trace", TEXT, PROCESS, PLACE(trace), 0, 0, "FILE",
      "all that another program needs to replay the run, a line of JSON a step"},
@@ -294,11 +296,4 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
     }
   }
   return check(o, e);
-}
-
-double options_learning_rate(const options *o, int epoch) {
-  double rate = o->lr;
-  for (int i = 0; i < o->milestone_count; i++)
-    if (epoch >= o->milestones[i]) rate *= o->gamma;
-  return rate;
 }

@@ -34,6 +34,7 @@ typedef struct {
   char eval[PATH_ROOM];
   char log[PATH_ROOM];
   char trace[PATH_ROOM];
+  char bins[PATH_ROOM];
   int keep_every; // 0: never
   bool plan;
   bool help;
@@ -58,8 +59,5 @@ int options_to_metadata(const options *o, metadata *settings);
 // with a line of notice to `out` where it changes the run; but batch, width, seed and the number of
 // images cannot change in the middle of a run: false, with a line in e.
 bool options_from_metadata(options *o, const safetensors *resume, FILE *out, error *e);
-
-// The learning rate of an epoch, counted from 0: lr gamma^(number of milestones reached).
-double options_learning_rate(const options *o, int epoch);
 
 #endif

@@ -2,9 +2,14 @@
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 
+#include "checkpoint.h"
 #include "files.h"
+#include "inspect.h"
+#include "schedule.h"
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,7 +28,7 @@ typedef bool keep_line(const char *line, const position *at);
 
 static bool keep_row(const char *line, const position *at) {
   int epoch;
-  return sscanf(line, "%d,", &epoch) != 1 || epoch < at->epoch; // the heading has no number
+  return sscanf(line, "%d,", &epoch) != 1 || epoch < at->epoch; // the headings have no number
 }
 
 static bool keep_record(const char *line, const position *at) {
@@ -89,15 +94,37 @@ static void trace_run(FILE *out, const options *o, const dataset *data, const ch
           o->lr, o->momentum, o->weight_decay, o->mixup_alpha, o->smoothing, device);
 }
 
+static const char csv_headings[] =
+    "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n";
+
+// A log with other columns is an older program's: rows of two kinds in one file help nobody.
+static bool same_columns(const char *path, error *e) {
+  char line[sizeof csv_headings] = "";
+  FILE *file = fopen(path, "r");
+  if (!file) return fail(e, "%s: %s", path, strerror(errno));
+  const bool same = fgets(line, sizeof line, file) && !strcmp(line, csv_headings);
+  fclose(file);
+  return same ||
+         fail(e, "%s: has other columns than this program writes; give another --log", path);
+}
+
+// How wide a line of the screen is; 0 where the output goes elsewhere.
+static int terminal_columns(void) {
+  struct winsize size;
+  if (!isatty(STDOUT_FILENO)) return 0;
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
+}
+
 bool report_open(report *r, const options *o, const dataset *data, const char *device,
                  const position *at, error *e) {
   bool is_new;
-  *r =
-      (report){.terminal = isatty(STDOUT_FILENO), .begun = clock_seconds(), .begun_step = at->step};
+  *r = (report){.columns = terminal_columns(), .begun = clock_seconds(), .begun_step = at->step};
   if (o->log[0]) {
     if (!open_one(o->log, at, keep_row, &r->csv, &is_new, e)) return false;
     if (is_new)
-      fprintf(r->csv, "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,seconds,data\n");
+      fputs(csv_headings, r->csv);
+    else if (!same_columns(o->log, e))
+      return false;
   }
   if (o->trace[0]) {
     if (!open_one(o->trace, at, keep_record, &r->trace, &is_new, e)) return false;
@@ -117,21 +144,33 @@ bool report_close(report *r, error *e) {
   return close_one(r->trace, "--trace file", e) && log;
 }
 
+void report_recipe(const options *o) {
+  metadata settings[SAVED_OPTIONS];
+  const int count = options_to_metadata(o, settings);
+  printf("recipe    ");
+  for (int i = 0; i < count; i++)
+    if (strcmp(settings[i].value, "0") || strstr(settings[i].key, "images") == NULL)
+      printf("%s %s %s", i ? "," : "", settings[i].key, settings[i].value);
+  printf("\n");
+}
+
 // -- Steps ----------------------------------------------------------------------------------------------
 
-static void trace_step(FILE *out, const position *at, const sample *samples, int count,
-                       float lambda, double rate, double loss, double correct) {
+static void trace_step(FILE *out, const position *at, const drawn_batch *batch,
+                       const step_result *result) {
+  const sample *samples = batch->samples;
   fprintf(out, "{\"epoch\":%d,\"step\":%lld,\"lr\":%.9g,\"lambda\":%.9g,\"index\":[", at->epoch,
-          (long long)at->step, rate, lambda);
-  for (int b = 0; b < count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].image);
+          (long long)at->step, batch->learning_rate, batch->lambda);
+  for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].image);
   fprintf(out, "],\"partner\":[");
-  for (int b = 0; b < count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].partner);
+  for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].partner);
   fprintf(out, "],\"crop\":[");
-  for (int b = 0; b < count; b++)
+  for (int b = 0; b < batch->count; b++)
     fprintf(out, "%s[%d,%d]", b ? "," : "", samples[b].crop_y, samples[b].crop_x);
   fprintf(out, "],\"flip\":[");
-  for (int b = 0; b < count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].flip);
-  fprintf(out, "],\"loss\":%.17g,\"correct\":%.17g}\n", loss / count, correct);
+  for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].flip);
+  fprintf(out, "],\"loss\":%.17g,\"correct\":%.17g}\n", result->loss / batch->count,
+          result->correct);
   fflush(out);
 }
 
@@ -141,36 +180,41 @@ static void clear_progress(report *r) {
   r->progress_shown = false;
 }
 
-static void show_progress(report *r, const options *o, const position *at, int steps, int batch) {
+// What matters most comes first, and the line is cut where the terminal ends: a line that wraps could
+// not be overwritten. A terminal of 40 columns shows all but the speed.
+static void show_progress(report *r, const options *o, const position *at, int steps) {
+  char line[200];
   const double spent = clock_seconds() - r->begun;
   const double steps_a_second = (double)(at->step - r->begun_step) / spent;
   const int64_t left = (int64_t)(o->epochs - at->epoch) * steps - at->step_in_epoch;
   const long seconds = (long)((double)left / steps_a_second);
-  printf("\r\033[Kepoch %d of %d: batch %d/%d, %.0f images/s, %ld:%02ld:%02ld left", at->epoch,
-         o->epochs, at->step_in_epoch, steps, steps_a_second * batch, seconds / 3600,
-         seconds / 60 % 60, seconds % 60);
+  const size_t room = (size_t)r->columns < sizeof line ? (size_t)r->columns : sizeof line;
+  snprintf(line, room, "epoch %d (0-%d) %d/%d %ld:%02ld:%02ld left, %.0f images/s", at->epoch,
+           o->epochs - 1, at->step_in_epoch, steps, seconds / 3600, seconds / 60 % 60, seconds % 60,
+           steps_a_second * o->batch);
+  printf("\r\033[K%s", line);
   fflush(stdout);
   r->progress_shown = true;
 }
 
 void report_step(report *r, const options *o, const dataset *data, const position *at,
-                 const sample *samples, int count, float lambda, double rate, double loss,
-                 double correct) {
+                 const drawn_batch *batch, const step_result *result) {
   const int steps = (data->train_count + o->batch - 1) / o->batch;
-  if (r->trace) trace_step(r->trace, at, samples, count, lambda, rate, loss, correct);
+  if (r->trace) trace_step(r->trace, at, batch, result);
   if ((at->step_in_epoch - 1) % LINE_EVERY == 0) {
     clear_progress(r);
     printf("epoch %3d  batch %4d/%d  lambda %.4f  batch accuracy %6.2f %%  loss %.4f\n", at->epoch,
-           at->step_in_epoch, steps, lambda, 100 * correct / count, loss / count);
+           at->step_in_epoch, steps, batch->lambda, 100 * result->correct / batch->count,
+           result->loss / batch->count);
     fflush(stdout);
   }
-  if (r->terminal) show_progress(r, o, at, steps, o->batch);
+  if (r->columns) show_progress(r, o, at, steps);
 }
 
 void report_epoch(report *r, const options *o, const dataset *data, const position *at,
                   const score *test) {
   const double images = (double)at->images;
-  const double rate = options_learning_rate(o, at->epoch);
+  const double rate = learning_rate_of(o, at->epoch);
   clear_progress(r);
   printf("epoch %3d  train accuracy %6.2f %%  loss %.4f   test accuracy %6.2f %%  loss %.4f   "
          "lr %g  %.1f s  %.0f images/s\n",
@@ -178,8 +222,9 @@ void report_epoch(report *r, const options *o, const dataset *data, const positi
          rate, at->seconds, images / at->seconds);
   fflush(stdout);
   if (r->csv) {
-    fprintf(r->csv, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate, at->loss / images,
-            at->correct / images, test->loss, test->accuracy, at->seconds, kind_of_data(data));
+    fprintf(r->csv, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
+            at->loss / images, at->correct / images, test->loss, test->accuracy, test->nll,
+            at->seconds, kind_of_data(data));
     fflush(r->csv);
   }
   if (r->trace) {
@@ -190,4 +235,80 @@ void report_epoch(report *r, const options *o, const dataset *data, const positi
             at->seconds);
     fflush(r->trace);
   }
+}
+
+// -- The end of a run -----------------------------------------------------------------------------
+
+// As a shell reads it: in quotes where anything but the usual characters of a path stands in it.
+static void print_path(const char *path) {
+  const char *usual = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./+,=:@";
+  if (path[strspn(path, usual)] == 0) {
+    printf("%s", path);
+    return;
+  }
+  putchar('\'');
+  for (; *path; path++)
+    if (*path == '\'')
+      printf("'\\''");
+    else
+      putchar(*path);
+  putchar('\'');
+}
+
+// The hours of the whole recipe, were its network's arithmetic done at the speed of this run's. At
+// width 64 an image takes (64 / width)^2 times the arithmetic; but wider layers keep a processor
+// busier, so the true time is rather shorter. Negative: nothing was trained, so nobody knows.
+static double hours_of_recipe(const report *r, const options *o, const position *at,
+                              const network *n) {
+  enum { WIDTH = 64, EPOCHS = 150, IMAGES = 50000 };
+  network recipe;
+  error e;
+  const double images = (double)(at->step - r->begun_step) * o->batch;
+  if (images <= 0 || !network_describe(&recipe, n->device, WIDTH, 1, &e)) return -1;
+  const double seconds = (clock_seconds() - r->begun) / images; // an image, tests included
+  return seconds * network_flops(&recipe) / network_flops(n) * EPOCHS * IMAGES / 3600;
+}
+
+static void print_next(const report *r, const options *o, const position *at, const network *n) {
+  char weights[PATH_ROOM + 64];
+  snprintf(weights, sizeof weights, "%s/" CHECKPOINT_NAME ".safetensors", o->checkpoint);
+  printf("next:  ./train --data ");
+  print_path(o->data);
+  printf(" --eval ");
+  print_path(weights);
+  if (o->width >= 64) {
+    printf("\n");
+    return;
+  }
+  if (options_given(o, "preset")) {
+    printf("\n       ./train --data ");
+    print_path(o->data);
+    printf(" --preset quick --epochs %d    # longer, and better", 3 * o->epochs);
+  }
+  printf("\n       ./train --data ");
+  print_path(o->data);
+  printf("    # the whole recipe: width 64, 150 epochs");
+  const double hours = hours_of_recipe(r, o, at, n);
+  if (hours >= 0) printf("; up to %.*f hours here", hours < 10, hours);
+  printf("\n");
+}
+
+void report_done(report *r, const options *o, const dataset *data, const position *at,
+                 const score *test, const network *n) {
+  clear_progress(r);
+  printf("\ndone: test accuracy %.2f %% (%d of %d) after %d epochs, seed %" PRIu64 ", on %s\n",
+         100 * test->accuracy, test->correct, test->images, at->epoch, o->seed, data->description);
+  printf("this took %.0f s; the weights are in %s/" CHECKPOINT_NAME ".safetensors\n",
+         clock_seconds() - r->begun, o->checkpoint);
+  print_next(r, o, at, n);
+}
+
+void report_stopped(report *r, const options *o, const position *at) {
+  clear_progress(r);
+  if (at->step == 0)
+    printf("\nstopped before the first step; nothing was saved\n");
+  else
+    printf("\nstopped after step %lld and saved in %s; to go on, give the same command with "
+           "--resume\n",
+           (long long)at->step, o->checkpoint);
 }

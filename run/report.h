@@ -1,8 +1,9 @@
 // run/report.h - what a run says: lines on the screen, a row an epoch in a CSV file, and a trace from
 // which another program can replay every step.
 //
-// The CSV's columns: epoch (from 0), lr, train_loss, train_accuracy, test_loss, test_accuracy
-// (accuracies from 0 to 1), seconds, data (cifar10, stand-in or unknown).
+// The CSV's columns: epoch (from 0), lr, train_loss, train_accuracy, test_loss, test_accuracy,
+// test_nll, seconds, data (cifar10, stand-in or unknown). Accuracies go from 0 to 1. The losses are
+// the recipe's criterion, against smoothed labels; test_nll is the same with smoothing 0.
 //
 // The trace is a line of JSON for the run, for each step, and for each epoch; see report.c. Its
 // steps count from 1 over the whole run, its epochs from 0.
@@ -10,30 +11,15 @@
 #define REPORT_H
 
 #include "cifar.h"
+#include "network.h"
 #include "options.h"
-
-// How far a run has come. All of it is kept with the checkpoint.
-typedef struct {
-  int epoch;            // the one under way, from 0: as many are complete
-  int step_in_epoch;    // steps done in it
-  int64_t step;         // steps done in the whole run
-  int64_t images;       // images seen in this epoch
-  double loss, correct; // sums over them
-  double seconds;       // spent on training in this epoch
-} position;
-
-typedef struct {
-  double loss;     // mean
-  double accuracy; // 0 to 1
-  int correct;     // of `images`
-  int images;
-} score;
+#include "progress.h"
 
 typedef struct {
   FILE *csv, *trace; // NULL where not asked for
-  bool terminal;     // is the screen one? Then a progress line is kept up to date
+  int columns;       // of the terminal; 0: the screen is none, so no progress line is kept
   bool progress_shown;
-  double begun;       // when this process began to train, and
+  double begun;       // when this process began to train, in clock_seconds(), and
   int64_t begun_step; // at which step
 } report;
 
@@ -45,13 +31,23 @@ bool report_open(report *r, const options *o, const dataset *data, const char *d
                  const position *at, error *e);
 bool report_close(report *r, error *e);
 
-// After a step. `loss` and `correct` are the batch's sums, `rate` its learning rate.
+// Before the first step: the settings of the recipe, in a line.
+void report_recipe(const options *o);
+
+// After a step. `result` is the batch's sums.
 void report_step(report *r, const options *o, const dataset *data, const position *at,
-                 const sample *samples, int count, float lambda, double rate, double loss,
-                 double correct);
+                 const drawn_batch *batch, const step_result *result);
 
 // After an epoch, `at` still naming it.
 void report_epoch(report *r, const options *o, const dataset *data, const position *at,
                   const score *test);
+
+// After the last epoch: the result, and what one might do next; n: the network, for an estimate of
+// the whole recipe's time from the speed of this process.
+void report_done(report *r, const options *o, const dataset *data, const position *at,
+                 const score *test, const network *n);
+
+// After a signal: where the run stands, and how to go on.
+void report_stopped(report *r, const options *o, const position *at);
 
 #endif

@@ -8,7 +8,7 @@
 #include "../cifar.h"
 #include "check.h"
 
-#include "../run/options.h"
+#include "../run/schedule.h"
 #include <string.h>
 
 enum { DRAWS = 20000 };
@@ -203,7 +203,7 @@ static void check_schedule(void) {
   bool ok = options_parse(1, defaults, &o, &e);
   for (int epoch = 0; epoch < 150; epoch++) {
     const double expected = epoch < 50 ? 0.1 : epoch < 100 ? 0.01 : 0.001;
-    ok = ok && fabs(options_learning_rate(&o, epoch) - expected) < 1e-15;
+    ok = ok && fabs(learning_rate_of(&o, epoch) - expected) < 1e-15;
   }
   check(ok && o.epochs == 150, "schedule: the recipe's 150 epochs");
   ok = options_parse(5, quick, &o, &e) && o.milestone_count == 2 && o.milestones[0] == 3 &&

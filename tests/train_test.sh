@@ -45,6 +45,55 @@ accuracy=$(sed -n 's/^done: test accuracy \([0-9.]* % ([0-9]* of 100)\).*/\1/p' 
 [ -n "$accuracy" ] && grep -q "accuracy $accuracy" eval.out && [ "$(grep -c ' of ' eval.out)" -ge 11 ]
 check "--eval gives the accuracy that the run ended with, and each class's" $?
 
+# What --eval says: figure NAME FILE.
+figure() { sed -n "s/^  $1 *\([0-9.]*\).*/\1/p" "$2"; }
+close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && (a - b) ^ 2 <= 4e-12) }'; } # printed with 6 digits
+column() { awk -F, -v name="$1" 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == name) c = i } END { print $c }' "$2"; }
+close "$(column test_nll a.csv)" "$(figure 'negative log likelihood' eval.out)" &&
+  close "$(column test_loss a.csv)" "$(figure 'training criterion' eval.out)" &&
+  grep -q 'smoothing 0.1, as in its training' eval.out && ! close "$(column test_nll a.csv)" "$(column test_loss a.csv)"
+check "--eval gives the test_nll and the test_loss of the run's last row" $?
+"$train" $small --epochs 1 --smoothing 0 --checkpoint unsmoothed --log unsmoothed.csv >/dev/null
+"$train" --data data --eval "$(weights unsmoothed)" >unsmoothed.out
+close "$(column test_loss unsmoothed.csv)" "$(figure 'training criterion' unsmoothed.out)" &&
+  close "$(column test_loss unsmoothed.csv)" "$(figure 'negative log likelihood' unsmoothed.out)" &&
+  grep -q 'smoothing 0, as in its training' unsmoothed.out
+check "a run without smoothing: --eval finds that in the resume file, and both losses are the same" $?
+cp "$(weights unsmoothed)" alone.safetensors
+"$train" --data data --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's" &&
+  "$train" --data data --eval alone.safetensors --smoothing 0.3 | grep -q 'smoothing 0.3, as given' &&
+  cp "$(weights a)" alone.safetensors && cp unsmoothed/resnet18_cifar10.resume.safetensors alone.resume.safetensors &&
+  "$train" --data data --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's"
+check "weights alone, or beside another run's resume file: the recipe's smoothing, or the one given" $?
+"$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && echo kept >>bins.csv &&
+  "$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && grep -q kept bins.csv.1
+check "--bins writes its file, and moves an earlier one aside" $?
+awk -F, -v ece="$(figure 'expected calibration error' eval.out)" -v mean="$(figure 'mean confidence' eval.out)" \
+  -v right="$(sed -n 's/.*accuracy .* (\([0-9]*\) of 100)/\1/p' eval.out | head -1)" '
+  function near(a, b) { return (a - b) ^ 2 <= 4e-12 }
+  NR > 1 {
+    bins++; n += $3; sum += $3 * $4; hits += $3 * $5; d = $3 * ($5 - $4); error += d < 0 ? -d : d
+    if ($3 && !($4 > $1 && $4 <= $2 + 1e-6)) bad = 1 # a mean lies in its bin
+  }
+  END { exit !(bins == 15 && n == 100 && !bad && near(sum / n, mean) && near(error / n, ece) && near(hits, right)) }' bins.csv
+check "15 bins hold 100 images; confidence, accuracy and calibration error follow from them" $?
+mkdir "a place" && cp -r data "a place/data"
+(cd "a place" && "$train" $small --epochs 1 --checkpoint "check point" >out && sed -n 's/^next:  \.\/train/"$train"/p' out >next &&
+  . ./next >next.out) && grep -q 'negative log' "a place/next.out"
+check "the command under \"next:\" works where a path holds a space" $?
+"$train" $small --epochs 1 --data "a place/data" --checkpoint spaced | grep -q "next:.*--data 'a place/data' --eval"
+check "such a path is in quotes" $?
+grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' a.out
+check "the whole recipe's time is estimated" $?
+[ "$("$train" --plan 2>&1 | head -1 | cut -c1-5)" = layer ] && [ "$("$train" --help | head -1 | cut -c1-5)" = train ]
+check "--plan and --help begin with what was asked for" $?
+if command -v script >/dev/null && command -v stty >/dev/null; then
+  script -qec "stty cols 40; '$train' $small --epochs 1 --checkpoint narrow" /dev/null </dev/null >narrow.out 2>&1
+  tr '\r' '\n' <narrow.out | sed -n 's/^\x1b\[K\(epoch [0-9]* (.*\)/\1/p' >narrow.lines
+  grep -q '^epoch 0 (0-0) 5/5 0:00:00 left' narrow.lines && awk 'length > 39 { exit 1 }' narrow.lines
+  check "the progress line fits a terminal of 40 columns" $?
+fi
+
 # -- Interrupted and resumed ------------------------------------------------------------------------
 # Waits until a trace has so many lines, 20 s at most.
 wait_for_lines() { for _ in {1..400}; do [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ] && return; sleep 0.05; done; }

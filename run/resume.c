@@ -1,0 +1,65 @@
+// run/resume.c - saving a run, and going on with one that was saved; see run/trainer.h.
+//
+// Everything random is a function of seed, epoch and step (run/random.h). So a checkpoint need only
+// hold the weights, the momentum, the settings and the position; the run that goes on from it takes
+// the same steps, to the same bits, as if it had never stopped.
+//
+// Checked by `make check` (tests/train_test.sh): runs interrupted, killed and resumed.
+#include "trainer.h"
+
+#include "checkpoint.h"
+#include <inttypes.h>
+#include <string.h>
+
+// A resumed run has to see the same data; its fingerprint is kept under this name.
+static const char data_key[] = "data";
+
+static void print_fingerprint(const trainer *t, char text[METADATA_VALUE]) {
+  snprintf(text, METADATA_VALUE, "%016" PRIx64, t->data.fingerprint);
+}
+
+bool save_as(trainer *t, const char *name, error *e) {
+  metadata state[SAVED_OPTIONS + POSITION_VALUES + 1];
+  const char *bad = network_bad_weight(&t->network);
+  if (!bad) bad = network_bad_statistic(&t->network);
+  if (bad)
+    return fail(e,
+                "%s is not finite after epoch %d, step %lld: not saved, the last checkpoint stays "
+                "as it is; try a smaller --lr",
+                bad, t->at.epoch, (long long)t->at.step);
+  int count = options_to_metadata(&t->options, state);
+  count += position_to_metadata(&t->at, state + count);
+  snprintf(state[count].key, sizeof state[count].key, "%s", data_key);
+  print_fingerprint(t, state[count++].value);
+  return checkpoint_save(&t->network, t->options.checkpoint, name, state, count, e);
+}
+
+bool save_run(trainer *t, error *e) {
+  int number = 0;
+  if (!t->saved && !checkpoint_set_aside(t->options.checkpoint, &number, e)) return false;
+  if (number)
+    printf("%s held an earlier run's checkpoint: its files now end in .%d\n", t->options.checkpoint,
+           number);
+  if (!save_as(t, CHECKPOINT_NAME, e)) return false;
+  t->saved = true;
+  return true;
+}
+
+bool read_resume(trainer *t, safetensors *resume, error *e) {
+  return checkpoint_read_resume(t->options.checkpoint, resume, e) &&
+         options_from_metadata(&t->options, resume, stdout, e) &&
+         position_from_metadata(&t->at, resume, e);
+}
+
+bool resume_run(trainer *t, const safetensors *resume, error *e) {
+  char now[METADATA_VALUE];
+  const char *saved = safetensors_value(resume, data_key);
+  print_fingerprint(t, now);
+  if (!saved || strcmp(saved, now))
+    return fail(e, "%s: not the data that this run was begun with", t->options.data);
+  if (!checkpoint_resume(&t->network, t->options.checkpoint, resume, e)) return false;
+  t->saved = true;
+  printf("resumed    after step %lld, in epoch %d of 0 to %d\n", (long long)t->at.step, t->at.epoch,
+         t->options.epochs - 1);
+  return true;
+}
