@@ -70,7 +70,7 @@ static void describe(const char *directory, dataset *data, int all_train, int al
 }
 
 // Closes the gap between the training images that are kept and the test images behind them.
-static void keep(dataset *data, int train_count, int test_count, int all_train) {
+static void close_gap(dataset *data, int train_count, int test_count, int all_train) {
   memmove(data->images + (size_t)train_count * IMAGE_BYTES,
           data->images + (size_t)all_train * IMAGE_BYTES, (size_t)test_count * IMAGE_BYTES);
   memmove(data->labels + train_count, data->labels + all_train, (size_t)test_count);
@@ -140,7 +140,7 @@ bool cifar_read(const char *directory, int train_limit, int test_limit, dataset 
   data->test_count = test_limit ? test_limit : all_test;
   describe(directory, data, all_train, all_test);
   read_class_names(directory, data);
-  keep(data, data->train_count, data->test_count, all_train);
+  close_gap(data, data->train_count, data->test_count, all_train);
   const size_t kept = (size_t)(data->train_count + data->test_count);
   data->fingerprint = fingerprint(FINGERPRINT_OF_NOTHING, data->labels, kept);
   data->fingerprint = fingerprint(data->fingerprint, data->images, kept * IMAGE_BYTES);

@@ -1,19 +1,34 @@
 // device.h - the table of operations: everything that training ResNet-18 needs a processor to do.
 //
 // This is the course's table of contents. The network (network.c) and the trainer (train.c) are
-// written once and speak only to this table; each device fills it with its own functions:
+// written once and speak only to this table; each *device* fills it with its own functions:
 //
-//     reference   reference/*.c    plain loops that read like the formulas, sums in double
+//     reference   reference/       plain loops that read like the formulas, sums in double
 //     cpu         the same, with the convolutions of cpu/ in place of the plain ones
-//     cuda        *.cu, compiled by nvcc: activations in bf16, sums in float, weights in float
-//     simt        the same *.cu, compiled by g++ on a simulated GPU (simt/)
+//     cuda        *.cu and gpu/    compiled by nvcc, for a GPU
+//     simt        the same files, compiled by g++ on a simulated GPU (simt/)
 //
-// So that a GPU can fill it: activations are opaque (`void *`, a GPU keeps them in 16 bits), the
-// sums that batch normalisation needs come out of the convolution before it, what changes from step
-// to step lies in the device's memory (`step_values`), and no operation returns anything to the
-// host, so none has to wait for it.
+// The table is made so that a GPU can fill it, and three of its rules come from there:
 //
-// Layouts. B images, H x W pixels, C channels.
+// 1. Activations are opaque (`void *`). An *activation* is a number that one layer hands to the next.
+//    The CPU devices keep it as a float of 32 bits. The GPU devices keep it as a *bf16*: the upper
+//    half of a float, with the same 8 bits of exponent but 8 bits of precision in place of 24. A bf16
+//    takes half the memory, and a GPU's tensor cores multiply bf16 numbers (gpu/gpu.h). Weights are
+//    floats on every device; where a device multiplies in bf16, it keeps a rounded copy besides.
+// 2. No operation returns anything to the host (the CPU that runs the program), so none has to wait
+//    for the device: the host queues operation after operation, and a download waits for them all.
+//    What changes from step to step lies in the device's memory too (`step_values`). So the
+//    operations of a step are always the same calls with the same arguments. A GPU can *record* such
+//    a sequence once and start it again as a whole.
+// 3. Walking through an activation costs more time than computing with it. So neighbours share walks:
+//    batch normalisation needs, of each channel, the sum of its input and of its input's squares, and
+//    the convolution before adds them up while it stores its output.
+//
+// Names. x is what a layer reads, z a convolution's output, y the output of the layer as a whole,
+// after batch normalisation, the residual sum and ReLU (max(0, .), the *rectified linear unit*); w
+// are weights. d before a name is the gradient: dz = d loss / d z.
+//
+// Layouts. B images, H x W pixels, C channels; C-style arrays, the last index moves fastest.
 //     activations   [B][H][W][C], channel last ("NHWC"): a pixel's channels are neighbours
 //     conv weights  [Cout][R][S][Cin], filter rows R, columns S; the linear layer's [10][C]
 //     data set      images [N][3][32][32] bytes as in CIFAR-10's files, labels [N] bytes
@@ -53,7 +68,7 @@ typedef struct {
   int32_t flip;           // 1: left and right are exchanged after the crop
 } sample;
 
-// What changes from step to step, in device memory so that a recorded step can be run again.
+// What changes from step to step. It lies in device memory, so that a recorded step can run again.
 typedef struct {
   float lambda; // weight of the image itself; 1 - lambda is its partner's
   float learning_rate;
@@ -117,9 +132,9 @@ typedef struct {
   real *weight; // device memory, like the rest
   real *gradient;
   real *momentum; // v
-  // What convolutions and the linear layer read. A device with `rounded_weight_bytes` 0 reads `weight`
-  // itself (rounded_weight == weight); another keeps a copy of `rounded_weight_bytes` bytes an element in a
-  // format of its own, tensor by tensor in the same order, which sgd_update rewrites.
+  // What convolutions and the linear layer read. On a device with `rounded_weight_bytes` 0 that is
+  // `weight` itself, and the two pointers are equal. Another keeps a copy in a format of its own,
+  // `rounded_weight_bytes` an element, tensor by tensor in the same order; sgd_update rewrites it.
   void *rounded_weight;
 } parameters;
 
@@ -146,7 +161,7 @@ typedef struct device {
   // Makes `rounded_weight` agree with `weight` after an upload of weights.
   void (*refresh_rounded_weights)(const parameters *p);
 
-  // -- a batch of images --------------------------------------------------------------
+  // -- a batch of images: reference/mixup.c, mixup.cu ----------------------------------------------
 
   // x[b] = lambda a(b) + (1 - lambda) a(partner of b), where a(b) is image samples[b].image, padded,
   // cropped and flipped, its bytes divided by 255. Zhang et al., "mixup", 2018.
@@ -154,8 +169,11 @@ typedef struct device {
   void (*mix_images)(int batch, void *x, const uint8_t *images, const sample *samples,
                      const step_values *step);
 
-  // -- convolution in three passes, padding zeros -----------------------------------------
-  // w and gradients of w: [Cout][R][S][Cin]. h = stride * p + r - padding, v likewise from q and s.
+  // -- convolution in three passes: reference/conv.c, cpu/conv.c, conv.cu --------------------------
+  //
+  // x, dx: [B][in_height][in_width][Cin]; z, dz: [B][out_height][out_width][Cout]; w, dw:
+  // [Cout][R][S][Cin]. Output pixel (p, q) meets, with tap (r, s) of a filter, input pixel (h, v),
+  // h = stride p + r - padding and v = stride q + s - padding; outside the image x is zero.
 
   // z[b][p][q][k] = sum over r, s, c of x[b][h][v][c] w[k][r][s][c].
   // sums (may be NULL): [2][Cout], the sum of z and of z*z over all pixels, for norm_forward.
@@ -167,14 +185,17 @@ typedef struct device {
   // dw[k][r][s][c] = sum over b, p, q of dz[b][p][q][k] x[b][h][v][c].
   void (*conv_backward_weight)(const conv_shape *shape, real *dw, const void *dz, const void *x);
 
-  // -- batch normalisation with the residual sum and ReLU, pool, linear ---------------
+  // -- batch normalisation, residual sum, ReLU: reference/resnet18.c, resnet18.cu ------------------
+  //
+  // y, z, residual and their gradients: [n][C], n = pixels of all images; gamma, beta, running_*,
+  // saved_*: [C]. Ioffe and Szegedy, "Batch normalization", 2015.
 
-  // Training. From sums (conv_forward's, over n = pixels values a channel): mean = sum / n,
-  // variance = sum of squares / n - mean^2, inverse_std = 1 / sqrt(variance + 1e-5), both kept for
-  // norm_backward; then y = act(gamma (z - mean) inverse_std + beta + residual), and
-  // running = (1 - share) running + share (batch statistic), share = NEW_BATCH_SHARE, with the variance there times n / (n - 1).
-  // residual may be NULL; act is max(0, .) where relu is set, else nothing. gamma, beta,
-  // running_*, saved_*: [C]. Ioffe and Szegedy, "Batch normalization", 2015.
+  // Training: y = act(gamma (z - mean) inverse_std + beta + residual), for each channel with
+  //     mean = sum / n    variance = sum of squares / n - mean^2    (from conv_forward's sums)
+  //     inverse_std = 1 / sqrt(variance + NORM_EPSILON)
+  // Mean and inverse_std are kept in saved_* for norm_backward. Evaluation will use the running
+  // statistics: running = (1 - NEW_BATCH_SHARE) running + NEW_BATCH_SHARE (the batch's), where the
+  // batch's variance counts n / (n - 1) times. residual may be NULL; act is ReLU where relu is set.
   void (*norm_forward)(const norm_shape *shape, void *y, const void *z, const double *sums,
                        const real *gamma, const real *beta, const void *residual, bool relu,
                        real *running_mean, real *running_var, real *saved_mean,
@@ -188,15 +209,17 @@ typedef struct device {
   void (*conv_norm_inference)(const conv_shape *shape, void *y, const void *x, const void *w,
                               const real *gamma, const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var);
-  // dy: gradient of y. g = relu ? dy where y > 0, else 0 : dy. xhat = (z - mean) inverse_std.
-  // dbeta = sum g, dgamma = sum g xhat,
-  // dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n), dresidual = g.
+  // From dy: g = dy where y > 0, else 0; without ReLU g = dy. xhat = (z - mean) inverse_std.
+  //     dresidual = g    dbeta = sum g    dgamma = sum g xhat
+  //     dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n)
   // y is read only where relu is set. dresidual may be NULL, and may be dy itself; dz may be dy
   // unless dresidual is.
   void (*norm_backward)(const norm_shape *shape, void *dz, void *dresidual, real *dgamma,
                         real *dbeta, const void *dy, const void *y, const void *z,
                         const real *gamma, const real *saved_mean, const real *saved_inverse_std,
                         bool relu);
+
+  // -- the network's head: average pool and linear layer -------------------------------------------
 
   // y[b][c] = mean of x[b][.][.][c] over `pixels` pixels, and dx = dy / pixels at each of them.
   void (*pool_forward)(int batch, int pixels, int channels, void *y, const void *x);
@@ -209,18 +232,19 @@ typedef struct device {
   void (*linear_backward)(int batch, int channels, void *dx, real *dw, real *dbias,
                           const real *dlogits, const void *x, const void *w);
 
-  // -- the loss -----------------------------------------------------------------------
+  // -- the loss: reference/smoothing.c, smoothing.cu -----------------------------------------------
 
-  // Cross-entropy against the smoothed, mixed label: t[b][j] = lambda smooth(a)[j] + (1 - lambda)
-  // smooth(b)[j], where smooth(l)[j] is 1 - s for j = l and s / 9 for each other class, a and b the
-  // labels of image b and its partner. loss[b] = - sum_j t[b][j] log softmax(logits[b])[j].
+  // Cross-entropy against a target t that is mixed from two smoothed labels, with s = smoothing:
+  //     smooth(l)[j] = 1 - s for j = l, s / 9 for each of the other nine classes
+  //     t[b] = lambda smooth(label of image b) + (1 - lambda) smooth(label of its partner)
+  //     loss[b] = - sum over j of t[b][j] log softmax(logits[b])[j]
   // results[step->slot] = sums over the batch; dlogits = (softmax - t) / batch, the gradient of the
   // mean loss. dlogits may be NULL. Szegedy et al., "Rethinking the Inception architecture", 2016.
   void (*cross_entropy)(int batch, float smoothing, real *dlogits, step_result *results,
                         const real *logits, const uint8_t *labels, const sample *samples,
                         const step_values *step);
 
-  // -- the optimiser -------------------------------------------------------------------------
+  // -- the optimiser: reference/sgd.c, sgd.cu ------------------------------------------------------
 
   // v = momentum v + (g + weight_decay w); w -= step->learning_rate v: every parameter, biases and
   // batch normalisation included, and the rounded copies. As torch.optim.SGD defines it: v starts

@@ -3,7 +3,8 @@
 //
 // Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
 // which ReLU's mask and the next convolution's weight gradient need. Gradients of activations are
-// needed only until the layer before has used them, so three buffers go round for all of them.
+// needed only until the layer before has used them, so three buffers serve for all of them; they
+// are drawn beside block_backward.
 #include "network.h"
 
 #include "run/random.h"
@@ -294,7 +295,23 @@ static void unit_backward_input(network *n, unit *u, void *dx, const void *dz, b
   n->device->conv_backward_input(&u->shape, dx, dz, rounded_weight_of(n, u->weight), accumulate);
 }
 
-// gradient[0]: in, that of the block's output; out, that of its input.
+// From the gradient of a block's output, in gradient[0], to that of its input x, there again. The
+// three buffers as time goes by, an arrow where a buffer's contents change:
+//
+//                                gradient[0]                  [1]               [2]
+//     on entry                   dy                            .                 .
+//     b's norm                   -> g, the residual's gradient .                 -> dz of b
+//     b's convolution            g                             -> dy of a        dz of b
+//     a's norm                   g                             -> dz of a        .
+//
+//     x itself is the residual: g is a part of dx
+//     a's convolution            + its part, -> dx             dz of a           .
+//
+//     the shortcut's y is the residual: g is its dy
+//     its norm                   -> dz of the shortcut         dz of a           .
+//     its convolution            dz of the shortcut            dz of a           -> a part of dx
+//     a's convolution            .                             dz of a           + its part, -> dx
+//     gradient[0] and gradient[2] exchange their names
 static void block_backward(network *n, const block *k) {
   unit *a = &n->units[k->a], *b = &n->units[k->b];
   void *dy = n->gradient[0], *da = n->gradient[1], *dz = n->gradient[2];

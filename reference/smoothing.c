@@ -6,9 +6,18 @@
 //     mixup       t[j]   = lambda q_a[j] + (1 - lambda) q_b[j]
 //
 // Cross-entropy is linear in its target, so lambda CE(q_a) + (1 - lambda) CE(q_b) = CE(t): one pass
-// over the logits is enough. With p = softmax(logits),
+// over the logits is enough. With logits l, S = sum over k of e^l[k] and p = softmax(l) = e^l / S,
 //
-//     loss = - sum_j t[j] log p[j],        d loss / d logits[j] = p[j] sum(t) - t[j] = p[j] - t[j].
+//     loss = - sum over j of t[j] log p[j]        log p[j] = l[j] - log S
+//
+// The gradient. Logit i appears in log p[i] itself and in log S, whose derivative is e^l[i] / S = p[i]:
+//
+//     d log p[j] / d l[i] = [i = j] - p[i]
+//     d loss / d l[i] = - sum over j of t[j] ([i = j] - p[i]) = p[i] (sum over j of t[j]) - t[i]
+//
+// and a target sums up to 1, since 1 - s + (C - 1) s / (C - 1) = 1. So the gradient is p[i] - t[i]:
+// what the network says, minus what it should say. With smoothing the loss is least at p = t, that
+// is at finite logits; without, the logit of the true class would have to grow for ever.
 //
 // Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: "Rethinking the Inception architecture", CVPR 2016,
 // section 7. (torch.nn.CrossEntropyLoss(label_smoothing=s) spreads s over all C classes, the true

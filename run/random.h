@@ -4,7 +4,11 @@
 // drawn before: stop it in the middle, or add one more draw, and all later numbers change. Here a
 // number is a pure function of *what it is for*:
 //
-//     number = Philox4x32-10(key = seed, counter = (i, step, epoch, purpose))
+//     four numbers of 32 bits = Philox4x32-10(key = seed, counter = (i, step, epoch, purpose))
+//
+// Philox mixes counter and key so thoroughly that neighbouring counters give numbers without any
+// visible relation. The numbers of i = 0, 1, 2, .. for one purpose, epoch and step are a *stream*:
+// random_open names it, and each call of random_bits hands out its next number.
 //
 // Nothing has to be saved to resume a run, and the number of threads or the device cannot matter.
 // Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. It is
