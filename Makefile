@@ -57,7 +57,8 @@ CODE := $(if $(ARCH),-arch=$(ARCH),-gencode arch=compute_80,code=sm_80 \
   -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CODE) -I. -MMD -MP -Werror all-warnings \
   -Xcompiler -Wall,-Wextra,-Werror
-GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/simt.o $(BUILD)/simt/watch.o
+SIMULATOR := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard simt/*.cpp))
+GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(SIMULATOR)
 ifneq ($(NVCC),)
 CUDA_OBJECTS := $(KERNELS:%.cu=$(BUILD)/cuda/%.o)
 CUDA_LIBRARIES := -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -ldl -lrt -lpthread -lstdc++
@@ -70,7 +71,6 @@ OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
 # -fsanitize=thread does without its library. Always g++ at -O1, which leaves a 16-byte load one load.
 # Address sanitizer cannot be had at the same time, so SAN=1 does without them.
 WATCH_FLAGS := -O1 -g -fno-tree-vectorize -fno-tree-sra -fno-optimize-sibling-calls -fsanitize=thread
-SIMULATOR := $(BUILD)/simt/simt.o $(BUILD)/simt/watch.o
 WATCHED := $(KERNELS:%.cu=$(BUILD)/watched/%.o) $(SIMULATOR)
 ifdef SAN
 SIMT_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -1,5 +1,5 @@
-// simt/inside.h - what simt.cpp, which runs the threads, and watch.cpp, which watches what they do
-// to memory, know of each other.
+// simt/inside.h - what the simulator's three parts know of each other: simt.cpp, which runs the
+// threads, watch.cpp, which watches what they do to memory, and cost.cpp, which counts what it costs.
 #ifndef INSIDE_H
 #define INSIDE_H
 
@@ -55,5 +55,13 @@ void simt_watch_stop();       // no lane of the current warp can go on
 void simt_watch_ldmatrix(const void *row, site where);
 void simt_watch_copy_begins(const simt_copy *copy, site where);
 void simt_watch_copy_lands(const simt_copy *copy);
+
+// Where a site is, for a message: "conv.cu:123".
+const char *simt_name_of(site where);
+
+// Notes an access of the current thread: `bytes` at `address`, 0 bytes if it is not to be counted.
+// Returns the number of its place, from which simt_site_of finds the site again.
+int simt_count_access(site where, bool shared, int bytes, const uint8_t *address);
+site simt_site_of(int place);
 
 #endif

@@ -10,6 +10,8 @@
 // Shuffles and the tensor cores' operations make lanes wait for each other's registers; the CUDA
 // manual does not promise that they order memory, so here they do not.
 //
+// What the accesses cost, in requests and bank conflicts, is counted in cost.cpp.
+//
 // What it cannot see: an index that runs from one static __shared__ array into the next, until that
 // reads what nobody wrote, or races.
 #include "inside.h"
@@ -180,7 +182,7 @@ void simt_report(const char *format, ...) {
 
 // A site that a hook made has line 0, and its return address for a file: addr2line finds the line
 // in the -g part of the program; for an inlined function, also the lines that call it.
-static const char *name_of(site where) {
+const char *simt_name_of(site where) {
   if (where.line) return simt_text("%s:%d", where.file, where.line);
   const size_t address = (uintptr_t)where.file - 1 - load_address;
   const char *name = "", *link = "";
@@ -238,14 +240,12 @@ static inline bool is_over(uint64_t then) {
 
 static const char *const did[] = {"read", "written", "changed atomically"};
 
-static site site_of(int place);
-
 static inline void order(uint64_t then, int place, deed before) {
   if (is_over(then)) return;
   simt_report("race in %s memory: %s at %s, and %s by thread %d%s at %s, with nothing between",
-              current.in->shared ? "shared" : "global", did[current.kind], name_of(current.where),
-              did[before], (int)(then % MAX_THREADS), then < block_began ? " of another block" : "",
-              name_of(site_of(place)));
+              current.in->shared ? "shared" : "global", did[current.kind],
+              simt_name_of(current.where), did[before], (int)(then % MAX_THREADS),
+              then < block_began ? " of another block" : "", simt_name_of(simt_site_of(place)));
 }
 
 // One byte of an access.
@@ -253,10 +253,10 @@ static inline void touch(history *h, int place) {
   const uint64_t time = now[simt_now.thread->number];
   if (h->in_flight)
     simt_report("a copy in flight: %s at %s, before thread %d has waited for the cp.async at %s",
-                did[current.kind], name_of(current.where), (int)(h->write % MAX_THREADS),
-                name_of(site_of(h->write_place)));
+                did[current.kind], simt_name_of(current.where), (int)(h->write % MAX_THREADS),
+                simt_name_of(simt_site_of(h->write_place)));
   if (current.kind != WRITE && current.in->shared && h->write < block_began)
-    simt_report("uninitialised shared memory: read at %s", name_of(current.where));
+    simt_report("uninitialised shared memory: read at %s", simt_name_of(current.where));
   if (!h->atomic || current.kind != ATOMIC)
     order(h->write, h->write_place, h->atomic ? ATOMIC : WRITE);
   if (current.kind == READ) {
@@ -276,8 +276,6 @@ static inline void touch(history *h, int place) {
   }
 }
 
-static int count(site where, bool shared, int bytes, const uint8_t *address);
-
 // aligned: it is one access of the hardware's. Returns the memory's history.
 static history *watch(const void *address, size_t bytes, deed kind, site where,
                       bool aligned = true) {
@@ -286,15 +284,15 @@ static history *watch(const void *address, size_t bytes, deed kind, site where,
   if (!p) return NULL;
   current = {kind, p, where};
   if (a < p->start || a > p->end || bytes > (size_t)(p->end - a))
-    simt_report("out of bounds: %zu bytes %s at %s, %s", bytes, did[kind], name_of(where),
+    simt_report("out of bounds: %zu bytes %s at %s, %s", bytes, did[kind], simt_name_of(where),
                 !p->start
                     ? "in no memory of the GPU's"
                     : simt_text("%td behind the start of %td bytes of %s memory", a - p->start,
                                 p->end - p->start, p->shared ? "shared" : "global"));
   if (aligned && (uintptr_t)a % bytes)
-    simt_report("misaligned: %zu bytes %s at %s", bytes, did[kind], name_of(where));
+    simt_report("misaligned: %zu bytes %s at %s", bytes, did[kind], simt_name_of(where));
   history *h = p->past + (a - p->start);
-  const int place = count(where, p->shared, aligned ? bytes : 0, a);
+  const int place = simt_count_access(where, p->shared, aligned ? bytes : 0, a);
   for (size_t i = 0; i < bytes; i++) touch(h + i, place);
   return h;
 }
@@ -373,141 +371,3 @@ void simt_block_starts() {
   simt_watch_barrier();
   block_began = barrier_passed;
 }
-
-// -- What accesses cost ---------------------------------------------------------------------------
-
-// The lanes of a warp execute an instruction together: all their addresses make one request. Here
-// they come one after another: the n-th time that each comes by since the warp last stopped, is
-// one.
-struct request {
-  uint32_t lanes; // that came by
-  uintptr_t address[WARP];
-};
-enum { MAX_PLACES = 1 << 14, MAX_TURNS = 1 << 14 }; // what comes more often is not counted
-
-struct place { // an instruction of a kernel that accesses memory
-  site where;
-  const char *kernel;
-  bool shared;
-  int bytes;
-  simt_cost cost;
-  request *requests; // [MAX_TURNS]
-  int turn[WARP], turns;
-};
-static place places[MAX_PLACES]; // a hash table
-static int under_way[MAX_PLACES], under_way_count;
-
-static site site_of(int place) {
-  return places[place].where;
-}
-
-static int find_place(site where, bool shared) {
-  const uint64_t key = (uintptr_t)where.file * 8 + where.line + (uintptr_t)simt_now.kernel + shared;
-  for (uint32_t i = key * 0x9e3779b97f4a7c15u >> 50, end = i + MAX_PLACES; i < end; i++) {
-    place *p = &places[i % MAX_PLACES];
-    if (!p->kernel) *p = {where, simt_now.kernel, shared, 0, {}, NULL, {}, 0};
-    if (p->where.file == where.file && p->where.line == where.line && p->shared == shared &&
-        p->kernel == simt_now.kernel)
-      return i % MAX_PLACES;
-  }
-  simt_report("more than %d instructions that access memory", MAX_PLACES);
-}
-
-// An access at `address`; returns its place. bytes: 0 if it is not to be counted.
-static int count(site where, bool shared, int bytes, const uint8_t *address) {
-  const int number = find_place(where, shared), lane = simt_now.thread->number % WARP;
-  place *p = &places[number];
-  if (!simt_counting || !bytes || p->turn[lane] == MAX_TURNS) return number;
-  if (!p->requests) p->requests = (request *)simt_map(MAX_TURNS * sizeof(request), true);
-  if (!p->turns) under_way[under_way_count++] = number;
-  request *r = &p->requests[p->turn[lane]++];
-  if (p->turn[lane] > p->turns) p->turns = p->turn[lane];
-  p->bytes = bytes;
-  r->lanes |= 1u << lane;
-  r->address[lane] = (uintptr_t)address;
-  return number;
-}
-
-// How many different units some of the lanes access; those go to unit_at.
-static int different(const request *r, int first, int lanes, int bytes, int unit,
-                     uintptr_t unit_at[WARP]) {
-  int n = 0;
-  for (int lane = first; lane < first + lanes; lane++)
-    for (int i = 0; (r->lanes >> lane & 1) && i < bytes; i += unit) {
-      const uintptr_t at = (r->address[lane] + i) / unit;
-      int j = n;
-      while (j && unit_at[j - 1] != at) j--;
-      if (!j) unit_at[n++] = at;
-    }
-  return n;
-}
-
-// Shared memory has 32 banks, of a word of 4 bytes each in turn; a bank serves one word at a time,
-// to all lanes that want it. Lanes that want 8 or 16 bytes go in 2 or 4 phases. Global memory comes
-// in sectors of 32 bytes.
-static void settle(const request *r, const place *p, simt_cost *cost) {
-  const int lanes = !p->shared || p->bytes <= 4 ? WARP : WARP * 4 / p->bytes;
-  uintptr_t at[WARP];
-  cost->requests++;
-  for (int first = 0; p->shared && first < WARP; first += lanes) {
-    int of_bank[32] = {0}, most = 0;
-    for (int n = different(r, first, lanes, p->bytes, 4, at); n > 0; n--)
-      if (++of_bank[at[n - 1] % 32] > most) most++;
-    cost->parts += most;
-    cost->ideal += most > 0;
-  }
-  if (p->shared) return;
-  cost->parts += different(r, 0, WARP, p->bytes, 32, at);
-  cost->ideal += (different(r, 0, WARP, p->bytes, p->bytes, at) * p->bytes + 31) / 32;
-}
-
-void simt_watch_stop() {
-  while (under_way_count) {
-    place *p = &places[under_way[--under_way_count]];
-    for (request *r = p->requests; r < p->requests + p->turns; r++) {
-      settle(r, p, &p->cost);
-      r->lanes = 0;
-    }
-    memset(p->turn, 0, sizeof p->turn);
-    p->turns = 0;
-  }
-}
-
-// A kernel's costs, and the place that wastes most.
-static simt_cost add_up(const char *kernel, bool shared, const place **worst) {
-  simt_cost sum = {0, 0, 0};
-  uint64_t waste = 0;
-  for (const place *p = places; p < places + MAX_PLACES; p++) {
-    if (!p->kernel || strcmp(p->kernel, kernel) || p->shared != shared) continue;
-    sum = {sum.requests + p->cost.requests, sum.parts + p->cost.parts, sum.ideal + p->cost.ideal};
-    if (p->cost.parts - p->cost.ideal <= waste) continue;
-    waste = p->cost.parts - p->cost.ideal;
-    *worst = p;
-  }
-  return sum;
-}
-
-simt_cost simt_count(const char *kernel, bool shared) {
-  const place *worst;
-  return add_up(kernel, shared, &worst);
-}
-
-static void print_costs() {
-  const place *end = places + MAX_PLACES;
-  printf("%-28s %-7s %11s %11s %11s %7s  worst line\n", "kernel", "memory", "requests", "parts",
-         "ideal", "factor");
-  for (const place *p = places, *before, *worst = NULL; p < end; p++, worst = NULL) {
-    for (before = places; before < p; before++)
-      if (p->kernel && before->kernel && p->shared == before->shared &&
-          !strcmp(p->kernel, before->kernel))
-        break;
-    const simt_cost c =
-        p->kernel && before == p ? add_up(p->kernel, p->shared, &worst) : simt_cost();
-    if (c.requests)
-      printf("%-28s %-7s %11zu %11zu %11zu %7.2f  %s\n", p->kernel, p->shared ? "shared" : "global",
-             (size_t)c.requests, (size_t)c.parts, (size_t)c.ideal, (double)c.parts / c.ideal,
-             worst ? name_of(worst->where) : "");
-  }
-}
-
-bool simt_counting = getenv("SIMT_REPORT") && !atexit(print_costs);
