@@ -135,7 +135,7 @@ refuse 2 '--smoothing 1' --smoothing 1
 refuse 2 '--milestones 100,50' --milestones 100,50
 refuse 2 '--milestones 50,' --milestones 50,
 refuse 2 '--seed -1' --seed -1
-refuse 2 '--preset fast' --preset fast
+refuse 2 '--preset fast: not possible' --preset fast
 refuse 2 '--device gpu' --device gpu
 if ! nvidia-smi >/dev/null 2>&1; then
   refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
@@ -159,6 +159,13 @@ head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
 "$train" --help | grep -q -- '--keep-every N'
 check "--help lists the options" $?
+for presets in '' '--preset recipe' '--preset seed' '--preset quick --preset recipe'; do
+  "$train" $presets --plan | grep -q '11173962 parameters'
+  check "the published network: ${presets:-without a preset}" $?
+done
+"$train" --width 8 --preset recipe --preset quick --plan | grep -q '^conv1 .* 32x32x8 ' &&
+  "$train" --preset recipe --preset quick --plan | grep -q '^conv1 .* 32x32x16 '
+check "an option stands above its preset, and the later of two presets holds" $?
 
 # -- Bad moments ------------------------------------------------------------------------------------
 cp "$(weights kept)" kept.before
