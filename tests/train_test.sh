@@ -121,22 +121,27 @@ refuse() {
 }
 refuse 2 'unknown option --widht' --widht 8
 refuse 2 'unknown option data' data
-refuse 2 '--width 12' --width 12
+refuse 2 '--width 12: .* a multiple of 8 from 8 to 1024 is' --width 12
+refuse 2 '--width 1032: .* a multiple of 8 from 8 to 1024 is' --width 1032
 refuse 2 '--width 0' --width 0
-refuse 2 '--batch' --batch 1.5
+refuse 2 '--batch 1.5: .* a whole number from 1 to 65536 is' --batch 1.5
 refuse 2 '--batch -1' --batch -1
-refuse 2 '--lr 0' --lr 0
-refuse 2 '--lr nan' --lr nan
-refuse 2 '--lr 0.1x' --lr 0.1x
+for lr in -1 0 2e30 nan 0.1x; do refuse 2 "--lr $lr: .* a number above 0 and up to 1e\+30 is" --lr $lr; done
 refuse 2 '--epochs needs a value' --width 8 --epochs
-refuse 2 '--momentum 1.5' --momentum 1.5
-refuse 2 '--mixup-alpha -1' --mixup-alpha -1
-refuse 2 '--smoothing 1' --smoothing 1
-refuse 2 '--milestones 100,50' --milestones 100,50
+for share in 1 1.5 -0.1; do
+  refuse 2 "train: --momentum $share: .* from 0 to below 1 is" --momentum $share
+  refuse 2 "train: --smoothing $share: [^-]* from 0 to below 1 is" --smoothing $share
+done
+for alpha in -1 1e-7 2e6; do refuse 2 "--mixup-alpha $alpha: .* 0 or a number from 1e-06 to" --mixup-alpha $alpha; done
+refuse 2 '--milestones 100,50: .* rising' --milestones 100,50
 refuse 2 '--milestones 50,' --milestones 50,
-refuse 2 '--seed -1' --seed -1
-refuse 2 '--preset fast: not possible' --preset fast
-refuse 2 '--device gpu' --device gpu
+refuse 2 '--seed -1: .* a whole number from 0 to 18446744073709551615 is' --seed -1
+refuse 2 '--preset fast: .* recipe or quick is' --preset fast
+refuse 2 '--device gpu: .* auto, cuda, cpu, reference or simt is' --device gpu
+# The ends that do belong to a range.
+"$train" --lr 1e30 --momentum 0 --smoothing 0 --mixup-alpha 0 --width 1024 --batch 1 --plan >/dev/null &&
+  "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null
+check "options take the ends of their ranges" $?
 if ! nvidia-smi >/dev/null 2>&1; then
   refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
   "$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
