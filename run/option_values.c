@@ -5,6 +5,7 @@
 
 #include "device.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -24,7 +25,8 @@ static bool parse_number(const option *p, const char *text, double *number) {
   char *end;
   errno = 0;
   *number = strtod(text, &end);
-  return end != text && !*end && isfinite(*number) && !errno && within_limits(p, *number);
+  if (isspace((unsigned char)*text) || end == text || *end || errno) return false;
+  return isfinite(*number) && within_limits(p, *number);
 }
 
 static bool parse_whole(const option *p, const char *text, int *number) {

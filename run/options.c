@@ -5,6 +5,7 @@
 
 #include "option_values.h"
 
+#include <ctype.h>
 #include <string.h>
 
 #define PLACE(name) offsetof(options, name), sizeof(((options *)0)->name)
@@ -73,14 +74,92 @@ static const options recipe = {.seed = 1,
                                .device = "auto",
                                .checkpoint = "checkpoint"};
 
-static const option *find_option(const char *name) {
+// The option whose name these are, `length` bytes.
+static const option *find_option(const char *name, size_t length) {
   for (int i = 0; i < TABLE_SIZE; i++)
-    if (!strcmp(table[i].name, name)) return &table[i];
+    if (strlen(table[i].name) == length && !memcmp(table[i].name, name, length)) return &table[i];
   return NULL;
 }
 
 bool options_given(const options *o, const char *name) {
-  return o->given >> (find_option(name) - table) & 1;
+  return o->given >> (find_option(name, strlen(name)) - table) & 1;
+}
+
+// -- Mistakes --------------------------------------------------------------------------------------
+
+// What a user typed, as a message repeats it: at most `length` bytes of it and 60, printable.
+typedef struct {
+  char text[64];
+} quotation;
+
+static quotation quote(const char *typed, size_t length) {
+  quotation q = {"\"\""}; // of nothing
+  const size_t most = sizeof q.text - 4;
+  size_t count = length < most ? length : most;
+  while (count < length && count > 0 && ((unsigned char)typed[count] & 0xC0) == 0x80)
+    count--; // not in the middle of a letter of UTF-8
+  if (length)
+    snprintf(q.text, sizeof q.text, "%.*s%s", (int)count, typed, count < length ? "..." : "");
+  for (char *c = q.text; *c; c++)
+    if (iscntrl((unsigned char)*c)) *c = '?';
+  return q;
+}
+
+enum { LONGEST_NAME = 24 }; // that is compared with the table's
+
+// How many letters have to be changed, added, left out or swapped with the next to make the one name
+// of the other: the distance of Damerau (CACM 7(3), 1964, "A technique for computer detection and
+// correction of spelling errors"). d[i][j] is that of the first i letters and the first j.
+static int distance(const char *a, size_t a_length, const char *b, size_t b_length) {
+  int d[LONGEST_NAME + 1][LONGEST_NAME + 1];
+  for (size_t i = 0; i <= a_length; i++)
+    for (size_t j = 0; j <= b_length; j++) {
+      if (i == 0 || j == 0) {
+        d[i][j] = (int)(i + j);
+        continue;
+      }
+      int least = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
+      if (least > d[i - 1][j] + 1) least = d[i - 1][j] + 1;
+      if (least > d[i][j - 1] + 1) least = d[i][j - 1] + 1;
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+          least > d[i - 2][j - 2] + 1)
+        least = d[i - 2][j - 2] + 1;
+      d[i][j] = least;
+    }
+  return d[a_length][b_length];
+}
+
+// The option that was probably meant, or NULL. In a name of 4 letters or more two may be wrong, in a
+// long one a third of them; of a shorter one, one.
+static const option *nearest_option(const char *name, size_t length) {
+  const option *nearest = NULL;
+  int least = length < 4 ? 2 : length < 9 ? 3 : (int)length / 3 + 1; // less than this
+  if (length > LONGEST_NAME) return NULL;
+  for (int i = 0; i < TABLE_SIZE; i++) {
+    const int d = distance(name, length, table[i].name, strlen(table[i].name));
+    if (d >= least) continue;
+    nearest = &table[i];
+    least = d;
+  }
+  return nearest;
+}
+
+// `argument` is no option. It may be one with a letter wrong, or without its two dashes.
+static bool fail_unknown(const char *argument, error *e) {
+  const char *name = argument + strspn(argument, "-");
+  const size_t length = strcspn(name, "=");
+  const option *meant = nearest_option(name, length);
+  if (!meant)
+    return fail(e, "unknown option %s; --help lists them", quote(argument, strlen(argument)).text);
+  return fail(e, "unknown option %s; did you mean --%s?",
+              quote(argument, (size_t)(name - argument) + length).text, meant->name);
+}
+
+static bool fail_impossible(const option *p, const char *value, error *e) {
+  char possible[128];
+  option_print_possible(p, possible, sizeof possible);
+  return fail(e, "--%s %s: not possible; %s is", p->name, quote(value, strlen(value)).text,
+              possible);
 }
 
 // -- The command line -------------------------------------------------------------------------------
@@ -95,23 +174,37 @@ static bool apply_preset(const char *name, options *o) {
   return true;
 }
 
+// Reads "--name VALUE", "--name=VALUE" or "--name", which begin at argv[*i], and leaves *i at the last
+// argument that belongs to them. The value of a flag is "".
+static bool read_argument(int argc, char **argv, int *i, const option **p, const char **value,
+                          error *e) {
+  const char *argument = argv[*i], *equals = strchr(argument, '=');
+  if (!strcmp(argument, "-h")) argument = "--help";
+  const size_t length = equals ? (size_t)(equals - argument) : strlen(argument);
+  *p = strncmp(argument, "--", 2) ? NULL : find_option(argument + 2, length - 2);
+  if (!*p) return fail_unknown(argument, e);
+  *value = "";
+  if ((*p)->kind == FLAG)
+    return !equals || fail(e, "--%s takes no value: leave %s away", (*p)->name,
+                           quote(equals, strlen(equals)).text);
+  if (equals)
+    *value = equals + 1;
+  else if (*i + 1 < argc)
+    *value = argv[++*i];
+  if (**value) return true;
+  return fail(e, "--%s needs a value, %s; --help says more", (*p)->name, (*p)->value);
+}
+
 // One pass over the arguments; the first looks only at --preset, the second at all others.
 static bool parse_arguments(int argc, char **argv, bool presets, options *o, error *e) {
   for (int i = 1; i < argc; i++) {
-    const option *p = strncmp(argv[i], "--", 2) ? NULL : find_option(argv[i] + 2);
-    if (!p) return fail(e, "unknown option %s; --help lists them", argv[i]);
-    const char *value = "";
-    if (p->kind != FLAG) {
-      if (++i == argc)
-        return fail(e, "--%s needs a value, %s; --help says more", p->name, p->value);
-      value = argv[i];
-    }
+    const option *p = NULL;
+    const char *value = NULL;
+    if (!read_argument(argc, argv, &i, &p, &value, e)) return false;
     if ((p->kind == PRESET) != presets) continue;
     o->given |= (uint64_t)1 << (p - table);
-    if (p->kind == PRESET ? apply_preset(value, o) : option_parse(p, value, o)) continue;
-    char possible[128];
-    option_print_possible(p, possible, sizeof possible);
-    return fail(e, "--%s %s: not possible; %s is", p->name, value, possible);
+    if (p->kind == PRESET ? !apply_preset(value, o) : !option_parse(p, value, o))
+      return fail_impossible(p, value, e);
   }
   return true;
 }
@@ -174,11 +267,11 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
       if (!strcmp(now, saved)) continue;
       if (p->role == FIXED)
         return fail(e, "--%s %s: the run was begun with %s, which cannot change in its middle",
-                    p->name, now, saved);
+                    p->name, now, quote(saved, strlen(saved)).text);
       fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now, saved);
     } else if (!option_parse(p, saved, o)) {
       return fail(e, "the resume file says --%s %s, which is not possible; it is damaged", p->name,
-                  saved);
+                  quote(saved, strlen(saved)).text);
     }
   }
   return check(o, e);

@@ -115,12 +115,55 @@ check "its first loss is the reference's, but for bf16" $?
 refuse() {
   local status=$1 pattern=$2
   shift 2
+  local typed=${*@Q}
+  [ ${#typed} -gt 60 ] && typed=..${typed: -60}
   "$train" "$@" >refuse.out 2>refuse.err
   [ $? -eq "$status" ] && [ "$(wc -l <refuse.err)" -eq 1 ] && grep -qE -- "$pattern" refuse.err
-  check "refused with one line, status $status: ${*: -2}" $?
+  check "refused with one line, status $status: $typed" $?
 }
-refuse 2 'unknown option --widht' --widht 8
-refuse 2 'unknown option data' data
+# Options that are none, and the one that was meant: a letter wrong, missing, too many or swapped with
+# the next, and dashes left out. Where nothing is near, nothing is suggested.
+while read -r typed meant; do
+  refuse 2 "^train: unknown option ${typed%=*}; did you mean --$meant\?$" "$typed" 8
+done <<'end'
+--widht width
+--widht=8 width
+--wdiht width
+width width
+-width width
+---width width
+width=8 width
+--Width width
+--epoch epochs
+--epochss epochs
+--rl lr
+--weight_decay weight-decay
+--trian-imgaes train-images
+-help help
+end
+for typed in data.csv --x --gpu --mixup --learning-rate -x -hh -h=1 - -- --- = --= --=8; do
+  refuse 2 "^train: unknown option $typed; --help lists them$" "$typed"
+done
+refuse 2 '^train: unknown option ""; --help lists them$' ''
+long=$(head -c 5000 /dev/zero | tr '\0' x)
+for odd in "$long" "--$long" "--$long=" "=$long" "--lr=$long" "--data=$long" "--device=$long" \
+  "--milestones=$long" "--preset=$long" "--plan=$long" $'--a\nb\n' $'--lr=\n1' $'--plan=\n'; do
+  refuse 2 '^train: .{10,150}$' "$odd"
+done
+# --name=value
+refuse 2 '^train: --width 12: ' --width=12
+refuse 2 '^train: --lr 0.1=2: ' --lr=0.1=2
+for option in lr data milestones seed preset device epochs; do
+  refuse 2 "^train: --$option needs a value, " --$option= --plan
+  refuse 2 "^train: --$option needs a value, " --$option '' --plan
+done
+refuse 2 '^train: --plan takes no value: leave =yes away$' --plan=yes
+refuse 2 '^train: --resume takes no value' --resume=
+cmp -s <("$train" --preset=quick --width=8 --plan --batch=7) <("$train" --preset quick --width 8 --plan --batch 7) &&
+  "$train" --width=8 --plan | grep -q '^conv1 .* 32x32x8 '
+check "--name=value is --name value" $?
+cmp -s <("$train" -h) <("$train" --help) && "$train" -h | grep -q -- --help
+check "-h is --help" $?
 refuse 2 '--width 12: .* a multiple of 8 from 8 to 1024 is' --width 12
 refuse 2 '--width 1032: .* a multiple of 8 from 8 to 1024 is' --width 1032
 refuse 2 '--width 0' --width 0
