@@ -13,7 +13,8 @@ typedef enum { PATH, DEVICE, WHOLE, NUMBER, SEED, LIST, FLAG, PRESET } option_ki
 typedef enum { FROM_TO, ABOVE, BELOW, ZERO_OR_FROM, MULTIPLE_OF_8 } option_rule;
 
 typedef struct {
-  const char *name; // without dashes
+  const char *name;                                  // without dashes
+  enum { THE_RUN, THE_RECIPE, FILES, INSIDE } group; // under whose heading the help has it
   option_kind kind;
   enum { PROCESS, CHANGEABLE, FIXED } role; // of this process, or kept with a run
   size_t offset;                            // of its field in options

@@ -11,48 +11,59 @@
 #define PLACE(name) offsetof(options, name), sizeof(((options *)0)->name)
 #define NO_LIMITS FROM_TO, 0, 0
 
+// Ordered by group, as the help prints them.
 static const option table[] = {
-    {"preset", PRESET, PROCESS, 0, 0, NO_LIMITS, "recipe|quick",
+    {"preset", THE_RUN, PRESET, PROCESS, 0, 0, NO_LIMITS, "recipe|quick",
      "recipe: as published; quick: width 16, 4 epochs [recipe]"},
-    {"data", PATH, PROCESS, PLACE(data), NO_LIMITS, "DIR",
-     "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
-    {"device", DEVICE, PROCESS, PLACE(device), NO_LIMITS, "NAME", OPTION_DEVICES " [auto]"},
-    {"epochs", WHOLE, CHANGEABLE, PLACE(epochs), FROM_TO, 1, 100000, "N", "[150]"},
-    {"batch", WHOLE, FIXED, PLACE(batch), FROM_TO, 1, 65536, "N", "images a step [128]"},
-    {"lr", NUMBER, CHANGEABLE, PLACE(lr), ABOVE, 0, 1e30, "X", "learning rate [0.1]"},
-    {"momentum", NUMBER, CHANGEABLE, PLACE(momentum), BELOW, 0, 1, "X", "[0.9]"},
-    {"weight-decay", NUMBER, CHANGEABLE, PLACE(weight_decay), FROM_TO, 0, 1e6, "X", "[0.0002]"},
-    {"milestones", LIST, CHANGEABLE, PLACE(milestones), FROM_TO, 0, 100000, "A,B,..",
+    {"device", THE_RUN, DEVICE, PROCESS, PLACE(device), NO_LIMITS, "NAME",
+     OPTION_DEVICES " [auto]"},
+    {"threads", THE_RUN, WHOLE, PROCESS, PLACE(threads), FROM_TO, 0, 1024, "N",
+     "that share the CPU's work [0: one a processor]"},
+    {"resume", THE_RUN, FLAG, PROCESS, PLACE(resume), NO_LIMITS, "",
+     "go on with the run saved in --checkpoint; --init is then left aside"},
+    {"help", THE_RUN, FLAG, PROCESS, PLACE(help), NO_LIMITS, "",
+     "print this, and exit; so does -h"},
+    {"epochs", THE_RECIPE, WHOLE, CHANGEABLE, PLACE(epochs), FROM_TO, 1, 100000, "N",
+     "passes over the training images [150]"},
+    {"batch", THE_RECIPE, WHOLE, FIXED, PLACE(batch), FROM_TO, 1, 65536, "N",
+     "images a step [128]"},
+    {"lr", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(lr), ABOVE, 0, 1e30, "X", "learning rate [0.1]"},
+    {"momentum", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(momentum), BELOW, 0, 1, "X", "[0.9]"},
+    {"weight-decay", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(weight_decay), FROM_TO, 0, 1e6, "X",
+     "[0.0002]"},
+    {"milestones", THE_RECIPE, LIST, CHANGEABLE, PLACE(milestones), FROM_TO, 0, 100000, "A,B,..",
      "epochs, from 0, where lr drops, or none [50,100]"},
-    {"gamma", NUMBER, CHANGEABLE, PLACE(gamma), FROM_TO, 0, 1e6, "X", "factor of a drop [0.1]"},
-    {"mixup-alpha", NUMBER, CHANGEABLE, PLACE(mixup_alpha), ZERO_OR_FROM, 1e-6, 1e6, "X",
-     "lambda ~ Beta(X, X); 0 turns mixup off [1]"},
-    {"smoothing", NUMBER, CHANGEABLE, PLACE(smoothing), BELOW, 0, 1, "X",
+    {"gamma", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(gamma), FROM_TO, 0, 1e6, "X",
+     "factor of a drop [0.1]"},
+    {"mixup-alpha", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(mixup_alpha), ZERO_OR_FROM, 1e-6, 1e6,
+     "X", "lambda ~ Beta(X, X); 0 turns mixup off [1]"},
+    {"smoothing", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(smoothing), BELOW, 0, 1, "X",
      "share of a label spread over the other classes [0.1]"},
-    {"width", WHOLE, FIXED, PLACE(width), MULTIPLE_OF_8, 8, 1024, "N",
+    {"width", THE_RECIPE, WHOLE, FIXED, PLACE(width), MULTIPLE_OF_8, 8, 1024, "N",
      "channels of the first stage, a multiple of 8 [64]"},
-    {"seed", SEED, FIXED, PLACE(seed), NO_LIMITS, "N", "of every random number [1]"},
-    {"threads", WHOLE, PROCESS, PLACE(threads), FROM_TO, 0, 1024, "N", "[0: one a processor]"},
-    {"train-images", WHOLE, FIXED, PLACE(train_images), FROM_TO, 0, 1e9, "N",
+    {"seed", THE_RECIPE, SEED, FIXED, PLACE(seed), NO_LIMITS, "N", "of every random number [1]"},
+    {"train-images", THE_RECIPE, WHOLE, FIXED, PLACE(train_images), FROM_TO, 0, 1e9, "N",
      "only the first N [0: all]"},
-    {"test-images", WHOLE, FIXED, PLACE(test_images), FROM_TO, 0, 1e9, "N",
+    {"test-images", THE_RECIPE, WHOLE, FIXED, PLACE(test_images), FROM_TO, 0, 1e9, "N",
      "only the first N [0: all]"},
-    {"checkpoint", PATH, PROCESS, PLACE(checkpoint), NO_LIMITS, "DIR",
+    {"data", FILES, PATH, PROCESS, PLACE(data), NO_LIMITS, "DIR",
+     "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
+    {"checkpoint", FILES, PATH, PROCESS, PLACE(checkpoint), NO_LIMITS, "DIR",
      "where the run is saved after each epoch [checkpoint]"},
-    {"resume", FLAG, PROCESS, PLACE(resume), NO_LIMITS, "",
-     "go on with the run saved there; --init is then left aside"},
-    {"init", PATH, PROCESS, PLACE(init), NO_LIMITS, "FILE",
+    {"init", FILES, PATH, PROCESS, PLACE(init), NO_LIMITS, "FILE",
      "start from the weights of a safetensors file with PyTorch's names"},
-    {"eval", PATH, PROCESS, PLACE(eval), NO_LIMITS, "FILE",
-     "only test the weights of such a file: loss, accuracy, each class"},
-    {"log", PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv", "a row an epoch"},
-    {"trace", PATH, PROCESS, PLACE(trace), NO_LIMITS, "FILE",
+    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv", "a row an epoch"},
+    {"eval", INSIDE, PATH, PROCESS, PLACE(eval), NO_LIMITS, "FILE",
+     "only test the weights of a safetensors file: loss, accuracy, confidence, each class"},
+    {"bins", INSIDE, PATH, PROCESS, PLACE(bins), NO_LIMITS, "FILE.csv",
+     "with --eval: each confidence bin's count, confidence and accuracy"},
+    {"trace", INSIDE, PATH, PROCESS, PLACE(trace), NO_LIMITS, "FILE",
      "all that another program needs to replay the run, a line of JSON a step"},
-    {"keep-every", WHOLE, PROCESS, PLACE(keep_every), FROM_TO, 0, 1e9, "N",
-     "also keep the state after every N steps, as DIR/step-NNNNNN, replacing earlier ones"},
-    {"plan", FLAG, PROCESS, PLACE(plan), NO_LIMITS, "",
+    {"keep-every", INSIDE, WHOLE, PROCESS, PLACE(keep_every), FROM_TO, 0, 1e9, "N",
+     "also keep the state after every N steps, as step-NNNNNN in --checkpoint's DIR, replacing "
+     "earlier ones"},
+    {"plan", INSIDE, FLAG, PROCESS, PLACE(plan), NO_LIMITS, "",
      "print layers, parameters, FLOPs, memory, and exit"},
-    {"help", FLAG, PROCESS, PLACE(help), NO_LIMITS, "", "print this, and exit"},
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
 _Static_assert(TABLE_SIZE <= 64, "options.given has a bit for each");
@@ -212,6 +223,9 @@ static bool parse_arguments(int argc, char **argv, bool presets, options *o, err
 static bool check(const options *o, error *e) {
   if (o->eval[0] && (o->resume || o->init[0]))
     return fail(e, "--eval excludes --resume and --init");
+  if (o->bins[0] && !o->eval[0])
+    return fail(e,
+                "--bins needs --eval FILE: it writes what the test of that file's weights gives");
   return true;
 }
 
@@ -230,16 +244,36 @@ bool options_parse(int argc, char **argv, options *o, error *e) {
   return check(o, e);
 }
 
-void options_print_help(FILE *out) {
-  fprintf(out, "train - ResNet-18 on CIFAR-10 with mixup and label smoothing\n\n");
-  for (int i = 0; i < TABLE_SIZE; i++) {
-    char left[64];
-    snprintf(left, sizeof left, "--%s %s", table[i].name, table[i].value);
-    fprintf(out, "  %-24s %s\n", left, table[i].help);
+// A line of the help: the option, and what it does in lines that end by column 80.
+static void print_option(const option *p, FILE *out) {
+  enum { INDENT = 26, ROOM = 80 - INDENT };
+  char left[64];
+  snprintf(left, sizeof left, "--%s %s", p->name, p->value);
+  fprintf(out, "  %-*s", INDENT - 2, left);
+  const char *rest = p->help;
+  while (strlen(rest) > ROOM) {
+    int cut = ROOM;
+    while (rest[cut] != ' ') cut--; // no word of the table is as long as that
+    fprintf(out, "%.*s\n%*s", cut, rest, INDENT, "");
+    rest += cut + 1;
   }
-  fprintf(out,
-          "\nA run that is interrupted (Ctrl-C) saves itself; the same command with --resume goes "
-          "on at the same step.\n");
+  fprintf(out, "%s\n", rest);
+}
+
+void options_print_help(FILE *out) {
+  static const char *const heading[] = {[THE_RUN] = "The run",
+                                        [THE_RECIPE] = "The recipe",
+                                        [FILES] = "Files",
+                                        [INSIDE] = "Looking inside"};
+  fprintf(out, "train - ResNet-18 on CIFAR-10 with mixup and label smoothing\n\n"
+               "A value is written --name VALUE or --name=VALUE; [brackets] hold the default.\n");
+  for (int i = 0; i < TABLE_SIZE; i++) {
+    if (i == 0 || table[i].group != table[i - 1].group)
+      fprintf(out, "\n%s\n", heading[table[i].group]);
+    print_option(&table[i], out);
+  }
+  fprintf(out, "\nA run that is interrupted (Ctrl-C) saves itself; the same command with --resume\n"
+               "goes on at the same step.\n");
 }
 
 // -- Settings in a checkpoint -------------------------------------------------------------------------

@@ -191,6 +191,8 @@ if ! nvidia-smi >/dev/null 2>&1; then
   check "--device auto without a GPU: says so, and takes the CPU" $?
 fi
 refuse 2 'exclude' --resume --eval x
+refuse 2 '^train: --bins needs --eval' --bins bins.csv
+refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301
 refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
@@ -205,8 +207,13 @@ refuse 1 'not the data' --data other.data --checkpoint kept --resume
 refuse 1 'cannot change in its middle' --data data --checkpoint kept --resume --test-images 50
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
-"$train" --help | grep -q -- '--keep-every N'
-check "--help lists the options" $?
+"$train" --help >help.out
+[ "$(grep -c '^  --' help.out)" -ge 27 ] && [ "$(wc -L <help.out)" -le 80 ] &&
+  grep -q -- '--keep-every N' help.out && grep -q -- '--name=VALUE' help.out && ! grep -q 'seed|' help.out
+check "--help lists the options in 80 columns" $?
+[ "$(grep -A1 '^[A-Z][a-z ]*$' help.out | sed 's/^  \(--[a-z]*\).*/\1/' | tr '\n' ' ')" = \
+  'The run --preset -- The recipe --epochs -- Files --data -- Looking inside --eval ' ]
+check "--help has its options in four groups" $?
 for presets in '' '--preset recipe' '--preset seed' '--preset quick --preset recipe'; do
   "$train" $presets --plan | grep -q '11173962 parameters'
   check "the published network: ${presets:-without a preset}" $?
