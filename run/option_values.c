@@ -60,15 +60,22 @@ static bool parse_list(const option *p, const char *text, options *o) {
   return true;
 }
 
+// Room for it, and no control character, with which a message about this file would not be one line.
+static bool parse_path(const option *p, const char *text, char *path) {
+  if (!*text || strlen(text) >= p->room) return false;
+  for (const char *c = text; *c; c++)
+    if (iscntrl((unsigned char)*c)) return false;
+  strcpy(path, text);
+  return true;
+}
+
 bool option_parse(const option *p, const char *text, options *o) {
   void *field = (char *)o + p->offset;
   switch (p->kind) {
   case PATH:
+    return parse_path(p, text, field);
   case DEVICE:
-    if (!*text || strlen(text) >= p->room) return false;
-    if (p->kind == DEVICE && !device_name_is_known(text)) return false;
-    strcpy(field, text);
-    return true;
+    return device_name_is_known(text) && parse_path(p, text, field);
   case WHOLE:
     return parse_whole(p, text, field);
   case NUMBER:
@@ -133,7 +140,7 @@ static void print_limits(const option *p, char *text, size_t room) {
 void option_print_possible(const option *p, char *text, size_t room) {
   switch (p->kind) {
   case PATH:
-    snprintf(text, room, "a path of at most %zu bytes", p->room - 1);
+    snprintf(text, room, "a path of at most %zu bytes, no control characters,", p->room - 1);
     return;
   case DEVICE:
     snprintf(text, room, OPTION_DEVICES);

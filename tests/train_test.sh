@@ -137,6 +137,8 @@ width=8 width
 --epoch epochs
 --epochss epochs
 --rl lr
+-rl lr
+--evan eval
 --weight_decay weight-decay
 --trian-imgaes train-images
 -help help
@@ -147,7 +149,7 @@ done
 refuse 2 '^train: unknown option ""; --help lists them$' ''
 long=$(head -c 5000 /dev/zero | tr '\0' x)
 for odd in "$long" "--$long" "--$long=" "=$long" "--lr=$long" "--data=$long" "--device=$long" \
-  "--milestones=$long" "--preset=$long" "--plan=$long" $'--a\nb\n' $'--lr=\n1' $'--plan=\n'; do
+  "--milestones=$long" "--preset=$long" "--plan=$long" $'--a\nb\n' $'--lr=\n1' $'--plan=\n' $'--data=a\nb'; do
   refuse 2 '^train: .{10,150}$' "$odd"
 done
 # --name=value
