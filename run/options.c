@@ -1,242 +1,236 @@
 // run/options.c - the command line as one table: each option's name, kind, limits, place in the struct
 // and line of help stand together, and parsing, help and the settings kept in a checkpoint are
-// loops over it.
-#define _DEFAULT_SOURCE // strsep
+// loops over it. What a value may be, and how it is read, is in run/option_values.c.
 #include "options.h"
 
-#include "device.h"
+#include "option_values.h"
 
-#include <errno.h>
-#include <math.h>
+#include <ctype.h>
 #include <string.h>
 
-typedef enum { TEXT, WHOLE, NUMBER, SEED, LIST, FLAG, PRESET } kind;
-typedef enum { PROCESS, CHANGEABLE, FIXED } role; // of this process, or kept with a run
+#define PLACE(name) offsetof(options, name), sizeof(((options *)0)->name)
+#define NO_LIMITS FROM_TO, 0, 0
 
-typedef struct {
-  const char *name;
-  kind kind;
-  role role;
-  size_t offset; // of its field in options
-  size_t room;   // of a TEXT
-  double least, most;
-  const char *value; // how the help names its value
-  const char *help;
-} option;
-
-#define FIELD(name) offsetof(options, name)
-#define PLACE(name) FIELD(name), sizeof(((options *)0)->name)
-
+// Ordered by group, as the help prints them.
 static const option table[] = {
-    {"preset", PRESET, PROCESS, 0, 0, 0, 0, "seed|quick",
-     "seed: the recipe as published, the default; quick: width 16, 4 epochs"},
-    {"data", TEXT, PROCESS, PLACE(data), 0, 0, "DIR",
-     "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
-    {"device", TEXT, PROCESS, PLACE(device), 0, 0, "NAME",
-     "auto, cuda, cpu, reference or simt [auto]"},
-    {"epochs", WHOLE, CHANGEABLE, PLACE(epochs), 1, 100000, "N", "[150]"},
-    {"batch", WHOLE, FIXED, PLACE(batch), 1, 65536, "N", "images a step [128]"},
-    {"lr", NUMBER, CHANGEABLE, PLACE(lr), 0, 1e30, "X", "learning rate [0.1]"},
-    {"momentum", NUMBER, CHANGEABLE, PLACE(momentum), 0, 1, "X", "[0.9]"},
-    {"weight-decay", NUMBER, CHANGEABLE, PLACE(weight_decay), 0, 1e6, "X", "[0.0002]"},
-    {"milestones", LIST, CHANGEABLE, PLACE(milestones), 0, 100000, "A,B,..",
+    {"preset", THE_RUN, PRESET, PROCESS, 0, 0, NO_LIMITS, "recipe|quick",
+     "recipe: as published; quick: width 16, 4 epochs [recipe]"},
+    {"device", THE_RUN, DEVICE, PROCESS, PLACE(device), NO_LIMITS, "NAME",
+     OPTION_DEVICES " [auto]"},
+    {"threads", THE_RUN, WHOLE, PROCESS, PLACE(threads), FROM_TO, 0, 1024, "N",
+     "that share the CPU's work [0: one a processor]"},
+    {"resume", THE_RUN, FLAG, PROCESS, PLACE(resume), NO_LIMITS, "",
+     "go on with the run saved in --checkpoint; --init is then left aside"},
+    {"help", THE_RUN, FLAG, PROCESS, PLACE(help), NO_LIMITS, "",
+     "print this, and exit; so does -h"},
+    {"epochs", THE_RECIPE, WHOLE, CHANGEABLE, PLACE(epochs), FROM_TO, 1, 100000, "N",
+     "passes over the training images [150]"},
+    {"batch", THE_RECIPE, WHOLE, FIXED, PLACE(batch), FROM_TO, 1, 65536, "N",
+     "images a step [128]"},
+    {"lr", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(lr), ABOVE, 0, 1e30, "X", "learning rate [0.1]"},
+    {"momentum", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(momentum), BELOW, 0, 1, "X", "[0.9]"},
+    {"weight-decay", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(weight_decay), FROM_TO, 0, 1e6, "X",
+     "[0.0002]"},
+    {"milestones", THE_RECIPE, LIST, CHANGEABLE, PLACE(milestones), FROM_TO, 0, 100000, "A,B,..",
      "epochs, from 0, where lr drops, or none [50,100]"},
-    {"gamma", NUMBER, CHANGEABLE, PLACE(gamma), 0, 1e6, "X", "factor of a drop [0.1]"},
-    {"mixup-alpha", NUMBER, CHANGEABLE, PLACE(mixup_alpha), 0, 1e6, "X",
-     "lambda ~ Beta(X, X); 0 turns mixup off [1]"},
-    {"smoothing", NUMBER, CHANGEABLE, PLACE(smoothing), 0, 1, "X",
+    {"gamma", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(gamma), FROM_TO, 0, 1e6, "X",
+     "factor of a drop [0.1]"},
+    {"mixup-alpha", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(mixup_alpha), ZERO_OR_FROM, 1e-6, 1e6,
+     "X", "lambda ~ Beta(X, X); 0 turns mixup off [1]"},
+    {"smoothing", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(smoothing), BELOW, 0, 1, "X",
      "share of a label spread over the other classes [0.1]"},
-    {"width", WHOLE, FIXED, PLACE(width), 8, 1024, "N",
+    {"width", THE_RECIPE, WHOLE, FIXED, PLACE(width), MULTIPLE_OF_8, 8, 1024, "N",
      "channels of the first stage, a multiple of 8 [64]"},
-    {"seed", SEED, FIXED, PLACE(seed), 0, 0, "N", "of every random number [1]"},
-    {"threads", WHOLE, PROCESS, PLACE(threads), 0, 1024, "N", "[0: one a processor]"},
-    {"train-images", WHOLE, FIXED, PLACE(train_images), 0, 1e9, "N", "only the first N [0: all]"},
-    {"test-images", WHOLE, FIXED, PLACE(test_images), 0, 1e9, "N", "only the first N [0: all]"},
-    {"checkpoint", TEXT, PROCESS, PLACE(checkpoint), 0, 0, "DIR",
+    {"seed", THE_RECIPE, SEED, FIXED, PLACE(seed), NO_LIMITS, "N", "of every random number [1]"},
+    {"train-images", THE_RECIPE, WHOLE, FIXED, PLACE(train_images), FROM_TO, 0, 1e9, "N",
+     "only the first N [0: all]"},
+    {"test-images", THE_RECIPE, WHOLE, FIXED, PLACE(test_images), FROM_TO, 0, 1e9, "N",
+     "only the first N [0: all]"},
+    {"data", FILES, PATH, PROCESS, PLACE(data), NO_LIMITS, "DIR",
+     "CIFAR-10's binary files [data/cifar-10-batches-bin]"},
+    {"checkpoint", FILES, PATH, PROCESS, PLACE(checkpoint), NO_LIMITS, "DIR",
      "where the run is saved after each epoch [checkpoint]"},
-    {"resume", FLAG, PROCESS, PLACE(resume), 0, 0, "",
-     "go on with the run saved there; --init is then left aside"},
-    {"init", TEXT, PROCESS, PLACE(init), 0, 0, "FILE",
+    {"init", FILES, PATH, PROCESS, PLACE(init), NO_LIMITS, "FILE",
      "start from the weights of a safetensors file with PyTorch's names"},
-    {"eval", TEXT, PROCESS, PLACE(eval), 0, 0, "FILE",
-     "only test the weights of such a file: loss, accuracy, each class"},
-    {"bins", TEXT, PROCESS, PLACE(bins), 0, 0, "FILE.csv",
+    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv", "a row an epoch"},
+    {"eval", INSIDE, PATH, PROCESS, PLACE(eval), NO_LIMITS, "FILE",
+     "only test the weights of a safetensors file: loss, accuracy, confidence, each class"},
+    {"bins", INSIDE, PATH, PROCESS, PLACE(bins), NO_LIMITS, "FILE.csv",
      "with --eval: each confidence bin's count, confidence and accuracy"},
-    {"log", TEXT, PROCESS, PLACE(log), 0, 0, "FILE.csv", "a row an epoch"},
-    {"trace", TEXT, PROCESS, PLACE(trace), 0, 0, "FILE",
+    {"trace", INSIDE, PATH, PROCESS, PLACE(trace), NO_LIMITS, "FILE",
      "all that another program needs to replay the run, a line of JSON a step"},
-    {"keep-every", WHOLE, PROCESS, PLACE(keep_every), 0, 1e9, "N",
-     "also keep the state after every N steps, as DIR/step-NNNNNN, replacing earlier ones"},
-    {"plan", FLAG, PROCESS, PLACE(plan), 0, 0, "",
+    {"keep-every", INSIDE, WHOLE, PROCESS, PLACE(keep_every), FROM_TO, 0, 1e9, "N",
+     "also keep the state after every N steps, as step-NNNNNN in --checkpoint's DIR, replacing "
+     "earlier ones"},
+    {"plan", INSIDE, FLAG, PROCESS, PLACE(plan), NO_LIMITS, "",
      "print layers, parameters, FLOPs, memory, and exit"},
-    {"help", FLAG, PROCESS, PLACE(help), 0, 0, "", "print this, and exit"},
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
+_Static_assert(TABLE_SIZE <= 64, "options.given has a bit for each");
 
-static void *field(options *o, const option *p) {
-  return (char *)o + p->offset;
-}
+// The recipe as published, and the defaults of everything else.
+static const options recipe = {.seed = 1,
+                               .width = 64,
+                               .batch = 128,
+                               .epochs = 150,
+                               .lr = 0.1,
+                               .momentum = 0.9,
+                               .weight_decay = 2e-4,
+                               .milestones = {50, 100},
+                               .milestone_count = 2,
+                               .gamma = 0.1,
+                               .mixup_alpha = 1,
+                               .smoothing = 0.1,
+                               .data = "data/cifar-10-batches-bin",
+                               .device = "auto",
+                               .checkpoint = "checkpoint"};
 
-static const option *find_option(const char *name) {
+// The option whose name these are, `length` bytes.
+static const option *find_option(const char *name, size_t length) {
   for (int i = 0; i < TABLE_SIZE; i++)
-    if (!strcmp(table[i].name, name)) return &table[i];
+    if (strlen(table[i].name) == length && !memcmp(table[i].name, name, length)) return &table[i];
   return NULL;
 }
 
 bool options_given(const options *o, const char *name) {
-  return o->given >> (find_option(name) - table) & 1;
+  return o->given >> (find_option(name, strlen(name)) - table) & 1;
 }
 
-// -- Values --------------------------------------------------------------------------------------
+// -- Mistakes --------------------------------------------------------------------------------------
 
-// The whole of `text` as a number within p's limits.
-static bool parse_number(const option *p, const char *text, double *number) {
-  char *end;
-  errno = 0;
-  *number = strtod(text, &end);
-  return end != text && !*end && isfinite(*number) && !errno && *number >= p->least &&
-         *number <= p->most;
+// What a user typed, as a message repeats it: at most `length` bytes of it and 60, printable.
+typedef struct {
+  char text[64];
+} quotation;
+
+static quotation quote(const char *typed, size_t length) {
+  quotation q = {"\"\""}; // of nothing
+  const size_t most = sizeof q.text - 4;
+  size_t count = length < most ? length : most;
+  while (count < length && count > 0 && ((unsigned char)typed[count] & 0xC0) == 0x80)
+    count--; // not in the middle of a letter of UTF-8
+  if (length)
+    snprintf(q.text, sizeof q.text, "%.*s%s", (int)count, typed, count < length ? "..." : "");
+  for (char *c = q.text; *c; c++)
+    if (iscntrl((unsigned char)*c)) *c = '?';
+  return q;
 }
 
-static bool parse_whole(const option *p, const char *text, int *number) {
-  double value;
-  if (!parse_number(p, text, &value) || value != floor(value)) return false;
-  *number = (int)value;
-  return true;
+enum { LONGEST_NAME = 24 }; // that is compared with the table's
+
+// How many letters have to be changed, added, left out or swapped with the next to make the one name
+// of the other: the distance of Damerau (CACM 7(3), 1964, "A technique for computer detection and
+// correction of spelling errors"). d[i][j] is that of the first i letters and the first j.
+static int distance(const char *a, size_t a_length, const char *b, size_t b_length) {
+  int d[LONGEST_NAME + 1][LONGEST_NAME + 1];
+  for (size_t i = 0; i <= a_length; i++)
+    for (size_t j = 0; j <= b_length; j++) {
+      if (i == 0 || j == 0) {
+        d[i][j] = (int)(i + j);
+        continue;
+      }
+      int least = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
+      if (least > d[i - 1][j] + 1) least = d[i - 1][j] + 1;
+      if (least > d[i][j - 1] + 1) least = d[i][j - 1] + 1;
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+          least > d[i - 2][j - 2] + 1)
+        least = d[i - 2][j - 2] + 1;
+      d[i][j] = least;
+    }
+  return d[a_length][b_length];
 }
 
-static bool parse_seed(const char *text, uint64_t *seed) {
-  char *end;
-  errno = 0;
-  *seed = strtoull(text, &end, 10);
-  return *text >= '0' && *text <= '9' && !*end && !errno;
-}
-
-// "50,100", each larger than the one before, or "none".
-static bool parse_list(const option *p, const char *text, options *o) {
-  char copy[METADATA_VALUE];
-  o->milestone_count = 0;
-  if (!strcmp(text, "none")) return true;
-  if (!*text || strlen(text) >= sizeof copy || text[strlen(text) - 1] == ',') return false;
-  strcpy(copy, text);
-  char *rest = copy;
-  for (char *one; (one = strsep(&rest, ","));) {
-    const int i = o->milestone_count;
-    if (i == MILESTONES || !parse_whole(p, one, &o->milestones[i])) return false;
-    if (i > 0 && o->milestones[i] <= o->milestones[i - 1]) return false;
-    o->milestone_count++;
+// The option that was probably meant, or NULL. In a name of 4 letters or more two may be wrong, in a
+// long one a third of them; of a shorter one, one.
+static const option *nearest_option(const char *name, size_t length) {
+  const option *nearest = NULL;
+  int least = length < 4 ? 2 : length < 9 ? 3 : (int)length / 3 + 1; // less than this
+  if (length > LONGEST_NAME) return NULL;
+  for (int i = 0; i < TABLE_SIZE; i++) {
+    const int d = distance(name, length, table[i].name, strlen(table[i].name));
+    if (d >= least) continue;
+    nearest = &table[i];
+    least = d;
   }
-  return true;
+  return nearest;
 }
 
-static bool apply_preset(const char *name, options *o) {
-  if (!strcmp(name, "seed")) return true; // the defaults
-  if (strcmp(name, "quick")) return false;
-  o->width = 16;
-  o->epochs = 4;
-  o->milestone_count = -1;
-  return true;
+// `argument` is no option. It may be one with a letter wrong, or without its two dashes.
+static bool fail_unknown(const char *argument, error *e) {
+  const char *name = argument + strspn(argument, "-");
+  const size_t length = strcspn(name, "=");
+  const option *meant = nearest_option(name, length);
+  if (!meant)
+    return fail(e, "unknown option %s; --help lists them", quote(argument, strlen(argument)).text);
+  return fail(e, "unknown option %s; did you mean --%s?",
+              quote(argument, (size_t)(name - argument) + length).text, meant->name);
 }
 
-static bool parse_value(const option *p, const char *text, options *o) {
-  switch (p->kind) {
-  case TEXT:
-    if (!*text || strlen(text) >= p->room) return false;
-    strcpy(field(o, p), text);
-    return true;
-  case WHOLE:
-    return parse_whole(p, text, field(o, p));
-  case NUMBER:
-    return parse_number(p, text, field(o, p));
-  case SEED:
-    return parse_seed(text, field(o, p));
-  case LIST:
-    return parse_list(p, text, o);
-  case PRESET:
-    return apply_preset(text, o);
-  case FLAG:
-    *(bool *)field(o, p) = true;
-    return true;
-  }
-  return false;
-}
-
-// As few digits as it takes to read back the same number.
-static void print_number(double number, char *text, size_t room) {
-  for (int digits = 6; digits <= 17; digits++) {
-    snprintf(text, room, "%.*g", digits, number);
-    if (strtod(text, NULL) == number) return;
-  }
-}
-
-// The value as parse_value would read it back.
-static void print_value(const option *p, options *o, char *text, size_t room) {
-  text[0] = 0;
-  if (p->kind == WHOLE) snprintf(text, room, "%d", *(int *)field(o, p));
-  if (p->kind == NUMBER) print_number(*(double *)field(o, p), text, room);
-  if (p->kind == SEED) snprintf(text, room, "%llu", (unsigned long long)*(uint64_t *)field(o, p));
-  if (p->kind != LIST) return;
-  if (o->milestone_count == 0) snprintf(text, room, "none");
-  for (int i = 0; i < o->milestone_count; i++)
-    snprintf(text + strlen(text), room - strlen(text), "%s%d", i ? "," : "", o->milestones[i]);
+static bool fail_impossible(const option *p, const char *value, error *e) {
+  char possible[128];
+  option_print_possible(p, possible, sizeof possible);
+  return fail(e, "--%s %s: not possible; %s is", p->name, quote(value, strlen(value)).text,
+              possible);
 }
 
 // -- The command line -------------------------------------------------------------------------------
 
+// "seed" is what the recipe was called once. Of two presets on one command line the later one holds.
+static bool apply_preset(const char *name, options *o) {
+  const bool quick = !strcmp(name, "quick");
+  if (!quick && strcmp(name, "recipe") && strcmp(name, "seed")) return false;
+  o->width = quick ? 16 : recipe.width;
+  o->epochs = quick ? 4 : recipe.epochs;
+  o->milestone_count = quick ? -1 : recipe.milestone_count;
+  return true;
+}
+
+// Reads "--name VALUE", "--name=VALUE" or "--name", which begin at argv[*i], and leaves *i at the last
+// argument that belongs to them. The value of a flag is "".
+static bool read_argument(int argc, char **argv, int *i, const option **p, const char **value,
+                          error *e) {
+  const char *argument = argv[*i], *equals = strchr(argument, '=');
+  if (!strcmp(argument, "-h")) argument = "--help";
+  const size_t length = equals ? (size_t)(equals - argument) : strlen(argument);
+  *p = strncmp(argument, "--", 2) ? NULL : find_option(argument + 2, length - 2);
+  if (!*p) return fail_unknown(argument, e);
+  *value = "";
+  if ((*p)->kind == FLAG)
+    return !equals || fail(e, "--%s takes no value: leave %s away", (*p)->name,
+                           quote(equals, strlen(equals)).text);
+  if (equals)
+    *value = equals + 1;
+  else if (*i + 1 < argc)
+    *value = argv[++*i];
+  if (**value) return true;
+  return fail(e, "--%s needs a value, %s; --help says more", (*p)->name, (*p)->value);
+}
+
 // One pass over the arguments; the first looks only at --preset, the second at all others.
 static bool parse_arguments(int argc, char **argv, bool presets, options *o, error *e) {
   for (int i = 1; i < argc; i++) {
-    const option *p = strncmp(argv[i], "--", 2) ? NULL : find_option(argv[i] + 2);
-    if (!p) return fail(e, "unknown option %s; --help lists them", argv[i]);
-    const char *value = "";
-    if (p->kind != FLAG) {
-      if (++i == argc)
-        return fail(e, "--%s needs a value, %s; --help says more", p->name, p->value);
-      value = argv[i];
-    }
+    const option *p = NULL;
+    const char *value = NULL;
+    if (!read_argument(argc, argv, &i, &p, &value, e)) return false;
     if ((p->kind == PRESET) != presets) continue;
     o->given |= (uint64_t)1 << (p - table);
-    if (parse_value(p, value, o)) continue;
-    if (p->kind == WHOLE || p->kind == NUMBER)
-      return fail(e, "--%s %s: not possible; a %s from %g to %g is", p->name, value,
-                  p->kind == WHOLE ? "whole number" : "number", p->least, p->most);
-    return fail(e, "--%s %s: not possible; --help says what is", p->name, value);
+    if (p->kind == PRESET ? !apply_preset(value, o) : !option_parse(p, value, o))
+      return fail_impossible(p, value, e);
   }
   return true;
 }
 
 static bool check(const options *o, error *e) {
-  if (o->width % 8) return fail(e, "--width %d: not possible; a multiple of 8 is", o->width);
-  if (!device_name_is_known(o->device))
-    return fail(e,
-                "--device %s: there is none of this name; auto, cuda, cpu, reference and simt are",
-                o->device);
   if (o->eval[0] && (o->resume || o->init[0]))
     return fail(e, "--eval excludes --resume and --init");
-  if (o->lr == 0) return fail(e, "--lr 0: not possible; a number above 0 is");
-  if (o->mixup_alpha > 0 && o->mixup_alpha < 1e-6)
-    return fail(e, "--mixup-alpha %g: not possible; 0 or a number from 1e-6 is", o->mixup_alpha);
-  if (o->smoothing == 1 || o->momentum == 1)
-    return fail(e, "--smoothing 1 and --momentum 1: not possible; a number below 1 is");
+  if (o->bins[0] && !o->eval[0])
+    return fail(e,
+                "--bins needs --eval FILE: it writes what the test of that file's weights gives");
   return true;
 }
 
 bool options_parse(int argc, char **argv, options *o, error *e) {
-  *o = (options){.seed = 1,
-                 .width = 64,
-                 .batch = 128,
-                 .epochs = 150,
-                 .lr = 0.1,
-                 .momentum = 0.9,
-                 .weight_decay = 2e-4,
-                 .milestones = {50, 100},
-                 .milestone_count = 2,
-                 .gamma = 0.1,
-                 .mixup_alpha = 1,
-                 .smoothing = 0.1,
-                 .data = "data/cifar-10-batches-bin",
-                 .device = "auto",
-                 .checkpoint = "checkpoint"};
+  *o = recipe;
   if (!parse_arguments(argc, argv, true, o, e) || !parse_arguments(argc, argv, false, o, e))
     return false;
   if (o->milestone_count < 0) {
@@ -250,28 +244,47 @@ bool options_parse(int argc, char **argv, options *o, error *e) {
   return check(o, e);
 }
 
-void options_print_help(FILE *out) {
-  fprintf(out, "train - ResNet-18 on CIFAR-10 with mixup and label smoothing\n\n");
-  for (int i = 0; i < TABLE_SIZE; i++) {
-    char left[64];
-    snprintf(left, sizeof left, "--%s %s", table[i].name, table[i].value);
-    fprintf(out, "  %-24s %s\n", left, table[i].help);
+// A line of the help: the option, and what it does in lines that end by column 80.
+static void print_option(const option *p, FILE *out) {
+  enum { INDENT = 26, ROOM = 80 - INDENT };
+  char left[64];
+  snprintf(left, sizeof left, "--%s %s", p->name, p->value);
+  fprintf(out, "  %-*s", INDENT - 2, left);
+  const char *rest = p->help;
+  while (strlen(rest) > ROOM) {
+    int cut = ROOM;
+    while (rest[cut] != ' ') cut--; // no word of the table is as long as that
+    fprintf(out, "%.*s\n%*s", cut, rest, INDENT, "");
+    rest += cut + 1;
   }
-  fprintf(out,
-          "\nA run that is interrupted (Ctrl-C) saves itself; the same command with --resume goes "
-          "on at the same step.\n");
+  fprintf(out, "%s\n", rest);
+}
+
+void options_print_help(FILE *out) {
+  static const char *const heading[] = {[THE_RUN] = "The run",
+                                        [THE_RECIPE] = "The recipe",
+                                        [FILES] = "Files",
+                                        [INSIDE] = "Looking inside"};
+  fprintf(out, "train - ResNet-18 on CIFAR-10 with mixup and label smoothing\n\n"
+               "A value is written --name VALUE or --name=VALUE; [brackets] hold the default.\n");
+  for (int i = 0; i < TABLE_SIZE; i++) {
+    if (i == 0 || table[i].group != table[i - 1].group)
+      fprintf(out, "\n%s\n", heading[table[i].group]);
+    print_option(&table[i], out);
+  }
+  fprintf(out, "\nA run that is interrupted (Ctrl-C) saves itself; the same command with --resume\n"
+               "goes on at the same step.\n");
 }
 
 // -- Settings in a checkpoint -------------------------------------------------------------------------
 
 int options_to_metadata(const options *o, metadata *settings) {
-  options copy = *o;
   int count = 0;
   for (int i = 0; i < TABLE_SIZE; i++) {
     if (table[i].role == PROCESS) continue;
     metadata *m = &settings[count++];
     snprintf(m->key, sizeof m->key, "%s", table[i].name);
-    print_value(&table[i], &copy, m->value, sizeof m->value);
+    option_print(&table[i], o, m->value, sizeof m->value);
   }
   return count;
 }
@@ -284,15 +297,15 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
     if (!saved) return fail(e, "the resume file does not say --%s; it is damaged", p->name);
     if (o->given >> i & 1) {
       char now[METADATA_VALUE];
-      print_value(p, o, now, sizeof now);
+      option_print(p, o, now, sizeof now);
       if (!strcmp(now, saved)) continue;
       if (p->role == FIXED)
         return fail(e, "--%s %s: the run was begun with %s, which cannot change in its middle",
-                    p->name, now, saved);
+                    p->name, now, quote(saved, strlen(saved)).text);
       fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now, saved);
-    } else if (!parse_value(p, saved, o)) {
+    } else if (!option_parse(p, saved, o)) {
       return fail(e, "the resume file says --%s %s, which is not possible; it is damaged", p->name,
-                  saved);
+                  quote(saved, strlen(saved)).text);
     }
   }
   return check(o, e);

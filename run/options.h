@@ -32,9 +32,9 @@ typedef struct {
   bool resume;
   char init[PATH_ROOM];
   char eval[PATH_ROOM];
+  char bins[PATH_ROOM]; // only with eval: where the confidence bins go, as CSV
   char log[PATH_ROOM];
   char trace[PATH_ROOM];
-  char bins[PATH_ROOM];
   int keep_every; // 0: never
   bool plan;
   bool help;
@@ -42,10 +42,14 @@ typedef struct {
   uint64_t given; // a bit for each option that was on the command line, by its place in the table
 } options;
 
-// Defaults, then --preset, then the other options. False, with a line in e, for an option that does
-// not exist, a value that is not one or lies outside its limits, or options that exclude each other.
+// Defaults, then --preset, then the other options; of an option given twice the later value holds.
+// Values are written --name VALUE or --name=VALUE. False, with a line in e, for an option that does
+// not exist (with the one that was probably meant), a value that is not one or lies outside its
+// limits, or options that exclude or need each other. The line repeats at most 60 bytes of what was
+// typed, without control characters.
 bool options_parse(int argc, char **argv, options *o, error *e);
 
+// All options in groups, with their defaults, in lines of at most 80 columns.
 void options_print_help(FILE *out);
 
 // Was this option ("width", without dashes) on the command line?

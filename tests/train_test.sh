@@ -164,34 +164,86 @@ check "its first loss is the reference's, but for bf16" $?
 refuse() {
   local status=$1 pattern=$2
   shift 2
+  local typed=${*@Q}
+  [ ${#typed} -gt 60 ] && typed=..${typed: -60}
   "$train" "$@" >refuse.out 2>refuse.err
   [ $? -eq "$status" ] && [ "$(wc -l <refuse.err)" -eq 1 ] && grep -qE -- "$pattern" refuse.err
-  check "refused with one line, status $status: ${*: -2}" $?
+  check "refused with one line, status $status: $typed" $?
 }
-refuse 2 'unknown option --widht' --widht 8
-refuse 2 'unknown option data' data
-refuse 2 '--width 12' --width 12
+# Options that are none, and the one that was meant: a letter wrong, missing, too many or swapped with
+# the next, and dashes left out. Where nothing is near, nothing is suggested.
+while read -r typed meant; do
+  refuse 2 "^train: unknown option ${typed%=*}; did you mean --$meant\?$" "$typed" 8
+done <<'end'
+--widht width
+--widht=8 width
+--wdiht width
+width width
+-width width
+---width width
+width=8 width
+--Width width
+--epoch epochs
+--epochss epochs
+--rl lr
+-rl lr
+--evan eval
+--weight_decay weight-decay
+--trian-imgaes train-images
+-help help
+end
+for typed in data.csv --x --gpu --mixup --learning-rate -x -hh -h=1 - -- --- = --= --=8; do
+  refuse 2 "^train: unknown option $typed; --help lists them$" "$typed"
+done
+refuse 2 '^train: unknown option ""; --help lists them$' ''
+long=$(head -c 5000 /dev/zero | tr '\0' x)
+for odd in "$long" "--$long" "--$long=" "=$long" "--lr=$long" "--data=$long" "--device=$long" \
+  "--milestones=$long" "--preset=$long" "--plan=$long" $'--a\nb\n' $'--lr=\n1' $'--plan=\n' $'--data=a\nb'; do
+  refuse 2 '^train: .{10,150}$' "$odd"
+done
+# --name=value
+refuse 2 '^train: --width 12: ' --width=12
+refuse 2 '^train: --lr 0.1=2: ' --lr=0.1=2
+for option in lr data milestones seed preset device epochs; do
+  refuse 2 "^train: --$option needs a value, " --$option= --plan
+  refuse 2 "^train: --$option needs a value, " --$option '' --plan
+done
+refuse 2 '^train: --plan takes no value: leave =yes away$' --plan=yes
+refuse 2 '^train: --resume takes no value' --resume=
+cmp -s <("$train" --preset=quick --width=8 --plan --batch=7) <("$train" --preset quick --width 8 --plan --batch 7) &&
+  "$train" --width=8 --plan | grep -q '^conv1 .* 32x32x8 '
+check "--name=value is --name value" $?
+cmp -s <("$train" -h) <("$train" --help) && "$train" -h | grep -q -- --help
+check "-h is --help" $?
+refuse 2 '--width 12: .* a multiple of 8 from 8 to 1024 is' --width 12
+refuse 2 '--width 1032: .* a multiple of 8 from 8 to 1024 is' --width 1032
 refuse 2 '--width 0' --width 0
-refuse 2 '--batch' --batch 1.5
+refuse 2 '--batch 1.5: .* a whole number from 1 to 65536 is' --batch 1.5
 refuse 2 '--batch -1' --batch -1
-refuse 2 '--lr 0' --lr 0
-refuse 2 '--lr nan' --lr nan
-refuse 2 '--lr 0.1x' --lr 0.1x
+for lr in -1 0 2e30 nan 0.1x; do refuse 2 "--lr $lr: .* a number above 0 and up to 1e\+30 is" --lr $lr; done
 refuse 2 '--epochs needs a value' --width 8 --epochs
-refuse 2 '--momentum 1.5' --momentum 1.5
-refuse 2 '--mixup-alpha -1' --mixup-alpha -1
-refuse 2 '--smoothing 1' --smoothing 1
-refuse 2 '--milestones 100,50' --milestones 100,50
+for share in 1 1.5 -0.1; do
+  refuse 2 "train: --momentum $share: .* from 0 to below 1 is" --momentum $share
+  refuse 2 "train: --smoothing $share: [^-]* from 0 to below 1 is" --smoothing $share
+done
+for alpha in -1 1e-7 2e6; do refuse 2 "--mixup-alpha $alpha: .* 0 or a number from 1e-06 to" --mixup-alpha $alpha; done
+refuse 2 '--milestones 100,50: .* rising' --milestones 100,50
 refuse 2 '--milestones 50,' --milestones 50,
-refuse 2 '--seed -1' --seed -1
-refuse 2 '--preset fast' --preset fast
-refuse 2 '--device gpu' --device gpu
+refuse 2 '--seed -1: .* a whole number from 0 to 18446744073709551615 is' --seed -1
+refuse 2 '--preset fast: .* recipe or quick is' --preset fast
+refuse 2 '--device gpu: .* auto, cuda, cpu, reference or simt is' --device gpu
+# The ends that do belong to a range.
+"$train" --lr 1e30 --momentum 0 --smoothing 0 --mixup-alpha 0 --width 1024 --batch 1 --plan >/dev/null &&
+  "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null
+check "options take the ends of their ranges" $?
 if ! nvidia-smi >/dev/null 2>&1; then
   refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
   "$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
   check "--device auto without a GPU: says so, and takes the CPU" $?
 fi
 refuse 2 'exclude' --resume --eval x
+refuse 2 '^train: --bins needs --eval' --bins bins.csv
+refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301
 refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
@@ -206,8 +258,20 @@ refuse 1 'not the data' --data other.data --checkpoint kept --resume
 refuse 1 'cannot change in its middle' --data data --checkpoint kept --resume --test-images 50
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
-"$train" --help | grep -q -- '--keep-every N'
-check "--help lists the options" $?
+"$train" --help >help.out
+[ "$(grep -c '^  --' help.out)" -ge 27 ] && [ "$(wc -L <help.out)" -le 80 ] &&
+  grep -q -- '--keep-every N' help.out && grep -q -- '--name=VALUE' help.out && ! grep -q 'seed|' help.out
+check "--help lists the options in 80 columns" $?
+[ "$(grep -A1 '^[A-Z][a-z ]*$' help.out | sed 's/^  \(--[a-z]*\).*/\1/' | tr '\n' ' ')" = \
+  'The run --preset -- The recipe --epochs -- Files --data -- Looking inside --eval ' ]
+check "--help has its options in four groups" $?
+for presets in '' '--preset recipe' '--preset seed' '--preset quick --preset recipe'; do
+  "$train" $presets --plan | grep -q '11173962 parameters'
+  check "the published network: ${presets:-without a preset}" $?
+done
+"$train" --width 8 --preset recipe --preset quick --plan | grep -q '^conv1 .* 32x32x8 ' &&
+  "$train" --preset recipe --preset quick --plan | grep -q '^conv1 .* 32x32x16 '
+check "an option stands above its preset, and the later of two presets holds" $?
 
 # -- Bad moments ------------------------------------------------------------------------------------
 cp "$(weights kept)" kept.before
