@@ -180,6 +180,8 @@ $(DOUBLE_TESTS:%=$(BUILD)/double/%): $(BUILD)/double/%: $(BUILD)/double/tests/%.
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
 	$(LINK)
 
+$(BUILD)/tests/wiring_test: | $(TRAIN) # which it runs
+
 # Objects are built again when the compiler's flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
