@@ -5,6 +5,7 @@
 
 #include "../cifar.h"
 #include "../network.h"
+#include "../run/files.h"
 #include "../run/safetensors.h"
 #include "inputs.h"
 #include "scratch.h"
@@ -93,6 +94,15 @@ static bool run_program(char *arguments) {
   }
   return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
          WEXITSTATUS(status) == 0;
+}
+
+static void copy_file(const char *from, const char *to) {
+  size_t size;
+  error e;
+  uint8_t *bytes = file_read(scratch_path(from), &size, &e);
+  if (!bytes) give_up("a copy", e.text);
+  scratch_write(scratch_path(to), bytes, size);
+  free(bytes);
 }
 
 static void run_recipe(const recipe *r) {
@@ -185,6 +195,26 @@ static void read_trace(trial *t) {
       snprintf(t->of_epoch[t->epochs++], sizeof t->of_epoch[0], "%s", line);
   free(line);
   if (file) fclose(file);
+}
+
+static bool same_images(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++) good = a->samples[i].image == b->samples[i].image;
+  return good;
+}
+
+static bool same_crops(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++)
+    good = a->samples[i].crop_y == b->samples[i].crop_y &&
+           a->samples[i].crop_x == b->samples[i].crop_x && a->samples[i].flip == b->samples[i].flip;
+  return good;
+}
+
+static bool same_partners(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++) good = a->samples[i].partner == b->samples[i].partner;
+  return good;
 }
 
 // The column of row `epoch` of the log; NaN where there is none.

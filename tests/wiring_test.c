@@ -20,7 +20,8 @@
 //
 // What the trace says must itself be right: order, crops, flips, partners and lambdas are drawn
 // here again as random.h and cifar.h define them. Then one option is changed at a time, and the
-// table `changes` says at which step each quantity must begin to differ, or that it must not.
+// table `changes` says at which step each quantity must begin to differ, or that it must not. A run
+// resumed in the middle of an epoch is put to the same test.
 //
 //     make build/gcc/tests/wiring_test && build/gcc/tests/wiring_test [TRAIN]
 #define _XOPEN_SOURCE 700 // realpath
@@ -58,26 +59,6 @@ static record draw_step(const recipe *r, int number) {
     one->flip = (int32_t)random_below(&s, 2);
   }
   return d;
-}
-
-static bool same_images(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++) good = a->samples[i].image == b->samples[i].image;
-  return good;
-}
-
-static bool same_crops(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++)
-    good = a->samples[i].crop_y == b->samples[i].crop_y &&
-           a->samples[i].crop_x == b->samples[i].crop_x && a->samples[i].flip == b->samples[i].flip;
-  return good;
-}
-
-static bool same_partners(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++) good = a->samples[i].partner == b->samples[i].partner;
-  return good;
 }
 
 // The trace has nine digits of lambda and of the rate: enough for a float.
@@ -388,10 +369,29 @@ static void check_change(const trial *t, const trial *of_base, const change *c) 
   }
 }
 
+// The base run, gone on with from its step 3, in the middle of epoch 1: the state kept there takes
+// the checkpoint's name. All settings come from it, and all that comes out has to be as before.
+static void test_resume(const trial *of_base) {
+  char text[] = "--data . --checkpoint run --trace trace --log log --keep-every 1 --device cpu "
+                "--resume";
+  trial t = *of_base;
+  t.asked.name = "resumed";
+  t.steps = t.epochs = 0;
+  copy_file("run/step-000003.safetensors", "run/resnet18_cifar10.safetensors");
+  copy_file("run/step-000003.resume.safetensors", "run/resnet18_cifar10.resume.safetensors");
+  remove(scratch_path("run/step-000004.safetensors"));
+  if (!run_program(text)) give_up("resumed", "./train failed");
+  read_trace(&t);
+  t.state[4] = read_state(&t.network, "step-000004");
+  check_draws(&t);
+  check_steps(&t);
+  free_state(&t.state[4]);
+}
+
 static void test_changes(void) {
   trial *of_base = run_trial(&base);
-  if (rename(scratch_path("run/resnet18_cifar10.safetensors"), scratch_path("weights")))
-    give_up("base", "no weights after its last epoch");
+  copy_file("run/resnet18_cifar10.safetensors", "weights");
+  test_resume(of_base);
   for (int i = 0; i < CHANGES; i++) {
     const recipe r = changed(i);
     trial *t = run_trial(&r);
