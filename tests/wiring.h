@@ -1,5 +1,6 @@
-// wiring.h - for wiring_test.c: a small data set, a run of ./train on it, and what the run left: its
-// trace, its log and the states it kept. Nothing in here knows what a step computes.
+// wiring.h - for wiring_test.c: a small data set, a run of ./train on it, what the run left (its trace,
+// its log and the states it kept), and what random.h says that it had to draw. What a step computes
+// stands in wiring_test.c.
 #ifndef WIRING_H
 #define WIRING_H
 
@@ -13,7 +14,7 @@
 #include <sys/wait.h>
 
 enum { FILES = 6, A_FILE = 9, TRAIN = 5 * A_FILE, TEST = A_FILE, IMAGES = TRAIN + TEST };
-enum { MOST_STEPS = 12, MOST_EPOCHS = 3, MOST_BATCH = 20 };
+enum { MOST_STEPS = 12, MOST_EPOCHS = 4, MOST_BATCH = 20 };
 
 static uint8_t images[IMAGES][IMAGE_BYTES], labels[IMAGES]; // training images first
 static const char *train;                                   // the program's path
@@ -21,7 +22,7 @@ static const char *train;                                   // the program's pat
 // What a run is asked for.
 typedef struct {
   const char *name, *device, *init; // init: a file to start from, or NULL
-  bool by_default; // only what must be small is on the command line; the rest is README.md's recipe
+  const char *given;                // what stands on the command line; NULL: all that follows
   unsigned seed;
   int width, batch, epochs, train_images, milestones[2];
   double lr, momentum, weight_decay, gamma, alpha, smoothing;
@@ -110,19 +111,20 @@ static void run_recipe(const recipe *r) {
   if (r->milestones[0]) snprintf(milestones, sizeof milestones, "%d", r->milestones[0]);
   if (r->milestones[1])
     snprintf(milestones, sizeof milestones, "%d,%d", r->milestones[0], r->milestones[1]);
-  snprintf(
-      text, sizeof text,
-      "--data . --checkpoint run --trace trace --log log --keep-every 1 --device %s --width %d "
-      "--epochs %d --train-images %d",
-      r->device, r->width, r->epochs, r->train_images);
-  if (r->init) snprintf(text + strlen(text), sizeof text - strlen(text), " --init %s", r->init);
+  snprintf(text, sizeof text,
+           "--data . --checkpoint run --trace trace --log log --keep-every 1 --device %s ",
+           r->device);
   const size_t length = strlen(text);
-  if (!r->by_default)
+  if (r->given)
+    snprintf(text + length, sizeof text - length, "%s", r->given);
+  else
     snprintf(text + length, sizeof text - length,
-             " --seed %u --batch %d --lr %.17g --momentum %.17g --weight-decay %.17g --milestones "
-             "%s --gamma %.17g --mixup-alpha %.17g --smoothing %.17g",
-             r->seed, r->batch, r->lr, r->momentum, r->weight_decay, milestones, r->gamma, r->alpha,
-             r->smoothing);
+             "--width %d --epochs %d --train-images %d --seed %u --batch %d --lr %.17g "
+             "--momentum %.17g --weight-decay %.17g --milestones %s --gamma %.17g "
+             "--mixup-alpha %.17g --smoothing %.17g %s %s",
+             r->width, r->epochs, r->train_images, r->seed, r->batch, r->lr, r->momentum,
+             r->weight_decay, milestones, r->gamma, r->alpha, r->smoothing, r->init ? "--init" : "",
+             r->init ? r->init : "");
   scratch_empty(scratch_path("run"));
   remove(scratch_path("trace"));
   remove(scratch_path("log"));
@@ -195,26 +197,6 @@ static void read_trace(trial *t) {
       snprintf(t->of_epoch[t->epochs++], sizeof t->of_epoch[0], "%s", line);
   free(line);
   if (file) fclose(file);
-}
-
-static bool same_images(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++) good = a->samples[i].image == b->samples[i].image;
-  return good;
-}
-
-static bool same_crops(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++)
-    good = a->samples[i].crop_y == b->samples[i].crop_y &&
-           a->samples[i].crop_x == b->samples[i].crop_x && a->samples[i].flip == b->samples[i].flip;
-  return good;
-}
-
-static bool same_partners(const record *a, const record *b) {
-  bool good = a->count == b->count;
-  for (int i = 0; good && i < a->count; i++) good = a->samples[i].partner == b->samples[i].partner;
-  return good;
 }
 
 // The column of row `epoch` of the log; NaN where there is none.
@@ -320,6 +302,59 @@ static bool same_state(const network *n, const state *a, const state *b) {
   return same(a->weight, b->weight, n->parameters.count) &&
          same(a->momentum, b->momentum, n->parameters.count) &&
          same(a->statistics, b->statistics, n->statistics_size) && a->batches == b->batches;
+}
+
+// -- The draws: random.h's numbers for (seed, purpose, epoch, step) ----------------------------------
+
+static int steps_an_epoch(const recipe *r) {
+  return (r->train_images + r->batch - 1) / r->batch;
+}
+
+// Step `number` of the run, from 1, as the command line and random.h have it.
+static record draw_step(const recipe *r, int number) {
+  const int epoch = (number - 1) / steps_an_epoch(r), step = (number - 1) % steps_an_epoch(r) + 1;
+  const int first = (step - 1) * r->batch, left = r->train_images - first;
+  int32_t order[TRAIN], partners[MOST_BATCH];
+  record d = {.epoch = epoch, .step = number, .rate = r->lr, .lambda = 1};
+  d.count = left < r->batch ? left : r->batch;
+  for (int i = 0; i < 2; i++)
+    if (r->milestones[i] && epoch >= r->milestones[i]) d.rate *= r->gamma;
+  random_stream s = random_open(r->seed, RANDOM_SHUFFLE, (uint32_t)epoch, 0);
+  random_permutation(&s, order, (uint32_t)r->train_images);
+  s = random_open(r->seed, RANDOM_PARTNER, (uint32_t)epoch, (uint32_t)step);
+  random_permutation(&s, partners, (uint32_t)d.count);
+  s = random_open(r->seed, RANDOM_LAMBDA, (uint32_t)epoch, (uint32_t)step);
+  if (r->alpha > 0) d.lambda = (float)random_beta(&s, r->alpha);
+  s = random_open(r->seed, RANDOM_CROP, (uint32_t)epoch, (uint32_t)step);
+  for (int b = 0; b < d.count; b++) {
+    sample *one = &d.samples[b];
+    one->image = order[first + b];
+    one->partner = r->alpha > 0 ? partners[b] : b;
+    one->crop_y = (int32_t)random_below(&s, 9);
+    one->crop_x = (int32_t)random_below(&s, 9);
+    one->flip = (int32_t)random_below(&s, 2);
+  }
+  return d;
+}
+
+static bool same_images(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++) good = a->samples[i].image == b->samples[i].image;
+  return good;
+}
+
+static bool same_crops(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++)
+    good = a->samples[i].crop_y == b->samples[i].crop_y &&
+           a->samples[i].crop_x == b->samples[i].crop_x && a->samples[i].flip == b->samples[i].flip;
+  return good;
+}
+
+static bool same_partners(const record *a, const record *b) {
+  bool good = a->count == b->count;
+  for (int i = 0; good && i < a->count; i++) good = a->samples[i].partner == b->samples[i].partner;
+  return good;
 }
 
 #endif

@@ -28,38 +28,7 @@
 #include "../reference/reference.h"
 #include "wiring.h"
 
-// -- The draws: random.h's numbers for (seed, purpose, epoch, step) ----------------------------------
-
-static int steps_an_epoch(const recipe *r) {
-  return (r->train_images + r->batch - 1) / r->batch;
-}
-
-// Step `number` of the run, from 1, as the command line and random.h have it.
-static record draw_step(const recipe *r, int number) {
-  const int epoch = (number - 1) / steps_an_epoch(r), step = (number - 1) % steps_an_epoch(r) + 1;
-  const int first = (step - 1) * r->batch, left = r->train_images - first;
-  int32_t order[TRAIN], partners[MOST_BATCH];
-  record d = {.epoch = epoch, .step = number, .rate = r->lr, .lambda = 1};
-  d.count = left < r->batch ? left : r->batch;
-  for (int i = 0; i < 2; i++)
-    if (r->milestones[i] && epoch >= r->milestones[i]) d.rate *= r->gamma;
-  random_stream s = random_open(r->seed, RANDOM_SHUFFLE, (uint32_t)epoch, 0);
-  random_permutation(&s, order, (uint32_t)r->train_images);
-  s = random_open(r->seed, RANDOM_PARTNER, (uint32_t)epoch, (uint32_t)step);
-  random_permutation(&s, partners, (uint32_t)d.count);
-  s = random_open(r->seed, RANDOM_LAMBDA, (uint32_t)epoch, (uint32_t)step);
-  if (r->alpha > 0) d.lambda = (float)random_beta(&s, r->alpha);
-  s = random_open(r->seed, RANDOM_CROP, (uint32_t)epoch, (uint32_t)step);
-  for (int b = 0; b < d.count; b++) {
-    sample *one = &d.samples[b];
-    one->image = order[first + b];
-    one->partner = r->alpha > 0 ? partners[b] : b;
-    one->crop_y = (int32_t)random_below(&s, 9);
-    one->crop_x = (int32_t)random_below(&s, 9);
-    one->flip = (int32_t)random_below(&s, 2);
-  }
-  return d;
-}
+// -- What each step works on ---------------------------------------------------------------------------
 
 // The trace has nine digits of lambda and of the rate: enough for a float.
 static void check_draws(const trial *t) {
@@ -285,7 +254,7 @@ static const recipe base = {.name = "base",
                             .epochs = 2,
                             .train_images = 12,
                             .milestones = {1},
-                            .lr = 0.05,
+                            .lr = 1 / 19.0, // more digits than a few
                             .momentum = 0.7,
                             .weight_decay = 0.01,
                             .gamma = 0.5,
@@ -414,12 +383,41 @@ static void check_settings(void) {
   safetensors_free(&file);
 }
 
-// Every option away from its default, and no two alike, on the reference; then the defaults.
+// Every option away from its default, and no two alike, on the reference; then the defaults, and
+// those of --preset quick.
 static void test_recipes(void) {
-  const recipe all_given = {"all given", "reference", NULL, false, 11,   8,   8,   3,
-                            20,          {1, 2},      0.03, 0.8,   0.01, 0.5, 0.4, 0.2};
-  const recipe defaults = {"defaults", "cpu",     NULL, true, 1,    8,   128, 1,
-                           12,         {50, 100}, 0.1,  0.9,  2e-4, 0.1, 1,   0.1};
+  static const recipe all_given = {.name = "all given",
+                                   .device = "reference",
+                                   .seed = 11,
+                                   .width = 8,
+                                   .batch = 8,
+                                   .epochs = 3,
+                                   .train_images = 20,
+                                   .milestones = {1, 2},
+                                   .lr = 0.03,
+                                   .momentum = 0.8,
+                                   .weight_decay = 0.01,
+                                   .gamma = 0.5,
+                                   .alpha = 0.4,
+                                   .smoothing = 0.2};
+  recipe defaults = {.name = "defaults",
+                     .device = "cpu",
+                     .given = "--width 8 --epochs 1 --train-images 12",
+                     .seed = 1,
+                     .width = 8,
+                     .batch = 128,
+                     .epochs = 1,
+                     .train_images = 12,
+                     .milestones = {50, 100},
+                     .lr = 0.1,
+                     .momentum = 0.9,
+                     .weight_decay = 2e-4,
+                     .gamma = 0.1,
+                     .alpha = 1,
+                     .smoothing = 0.1};
+  recipe quick = defaults;
+  quick.name = quick.given = "--preset quick --train-images 12";
+  quick.width = 16, quick.epochs = 4, quick.milestones[0] = 2, quick.milestones[1] = 3;
   trial *t = run_trial(&all_given);
   check_heading(t);
   check_coverage(t);
@@ -428,6 +426,7 @@ static void test_recipes(void) {
   check_heading(t);
   check_settings();
   free_trial(t);
+  free_trial(run_trial(&quick));
 }
 
 // The program beside this one's directory: build/gcc/train for build/gcc/tests/wiring_test.
