@@ -53,6 +53,7 @@ typedef struct {
 
 __attribute__((noreturn)) static void give_up(const char *what, const char *why) {
   check(false, "%s: %s", what, why);
+  scratch_remove();
   exit(check_summary());
 }
 
