@@ -95,7 +95,7 @@ help:
 	@echo 'make build        build all that this machine can, and say what that is'
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
-	@echo 'make mutants      break the kernels on purpose; the checks must notice each time'
+	@echo 'make mutants      plant bugs, one at a time; the checks must notice each of them'
 	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
@@ -180,6 +180,8 @@ $(DOUBLE_TESTS:%=$(BUILD)/double/%): $(BUILD)/double/%: $(BUILD)/double/tests/%.
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
 	$(LINK)
 
+$(BUILD)/tests/wiring_test: | $(TRAIN) # which it runs
+
 # Objects are built again when the compiler's flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
@@ -228,7 +230,7 @@ sanitize: $(BUILD)/tests/kernels_test
 	    $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
 	      $(BUILD)/tests/kernels_test $$device quick || exit 1; done; done
 
-# Each deliberately broken kernel of tests/mutants.txt has to fail the checks.
+# Each bug of tests/mutants.txt, planted on purpose, has to fail the checks.
 mutants:
 	@tests/mutants.sh $(MUTANTS)
 

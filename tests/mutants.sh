@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# The check checked: does `make check` notice when a kernel is wrong?
+# The check checked: does `make check` notice when the program is wrong?
 #
 #     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs 1/3)
 #
-# Each entry of that file breaks one line of a kernel, in a copy of the sources in a temporary
-# directory, one at a time. What the check named there does not reject then (by a failed row, or a
-# report of the simulator) makes this script fail; so does an edit that no longer applies, because
-# its old text is not there exactly once, or that does not compile. V=1 shows what noticed it.
+# Each entry of that file breaks one place of the sources, in a copy of them in a temporary directory,
+# one at a time. What the check named there does not reject then (by a failed row, or a report of the
+# simulator) makes this script fail; so does an edit that no longer applies, because its old text is
+# not there exactly once, or that does not compile. V=1 shows what noticed it.
 #
+#     == FILE: PROGRAM: what is broken
 #     == FILE: PROGRAM OPERATION: what is broken
 #     - old text                                    \n is a line's end
 #     + new text
 #
-# PROGRAM is kernels_test; watched/kernels_test, with the kernels' accesses to memory watched; or
-# step_test, for which OPERATION says nothing.
+# PROGRAM is one of those that `make check` runs, so that what it rejects, `make check` rejects: a
+# test (wiring_test), with its folder where that is not tests/ (double/gradients_test, or
+# watched/kernels_test, with the kernels' accesses to memory watched), or train_test.sh, which takes
+# longest. OPERATION is for kernels_test, which then runs small shapes of that one only.
 set -u
 export OMP_WAIT_POLICY=passive
 cd "$(dirname "$0")/.." || exit 1
@@ -35,19 +38,72 @@ make_in() {
   make -s -C "$1" NVCC= BUILD=$build "${@:2}"
 }
 
-programs=("$build/tests/kernels_test" "$build/watched/kernels_test" "$build/tests/step_test")
-cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools "$work" && mkdir "$work/0" &&
-  mv "$work"/[!0]* "$work/0" || exit 1
-echo "building the kernels as they are"
-make_in "$work/0" -j "$workers" "${programs[@]}" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
-for program in "${programs[@]}"; do # what fails unbroken says nothing when broken
-  (cd "$work/0" && $program quick) >"$work/log" 2>&1 && continue
-  grep -v '^ok  ' "$work/log"
-  echo "FAIL $program, with the kernels as they are"
-  echo "0 passed, 1 failed"
-  exit 1
-done
+# target_of PROGRAM: the file to build for it.
+target_of() {
+  case $1 in
+  *.sh) echo "$build/train $build/shapes" ;;
+  */*) echo "$build/$1" ;;
+  *) echo "$build/tests/$1" ;;
+  esac
+}
+
+# run_in TREE PROGRAM OPERATION: its exit status, its output in TREE/log. 124: it took too long.
+run_in() {
+  local command
+  case $2 in
+  *.sh) command="tests/$2 $(target_of "$2")" ;;
+  *kernels_test) command="$(target_of "$2") $3 quick" ;;
+  *) command=$(target_of "$2") ;;
+  esac
+  (cd "$1" && exec timeout $limit $command) >"$1/log" 2>&1
+}
+
+# The entries of this part: number, file, program, operation, what is broken, old text, new text.
+entries() {
+  local head='' old='' line number=0 check
+  while IFS= read -r line; do
+    case $line in
+    '== '*) head=${line#== } ;;
+    '-'*) old=${line#-} ;;
+    '+'*)
+      line=${line#+} number=$((number + 1)) check=${head#*: }
+      check=${check%%: *}
+      [[ $check == *' '* ]] || check+=' -'
+      [ $(((number - 1) % parts + 1)) -eq "$part_number" ] &&
+        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check% *}" "${check#* }" \
+          "${head#*: *: }" "${old# }" "${line# }"
+      ;;
+    esac
+  done <tests/mutants.txt
+}
+
+entries >"$work/entries"
+mkdir "$work/0" &&
+  cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools "$work/0" || exit 1
+mapfile -t programs < <(cut -f 3 "$work/entries" | sort -u)
+echo "building ${#programs[@]} checks of the sources as they are, and running them"
+# shellcheck disable=SC2046 # one word each
+make_in "$work/0" -j "$workers" $(for program in "${programs[@]}"; do target_of "$program"; done) \
+  >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 for ((i = 1; i < workers; i++)); do cp -a "$work/0" "$work/$i" || exit 1; done
+
+# Is nobody else at it? Then this process takes it.
+take() { mkdir "$work/$1" 2>/dev/null; }
+
+# What fails unbroken says nothing when broken.
+for ((i = 0; i < workers; i++)); do
+  for program in "${programs[@]}"; do
+    take "whole ${program//\//_}" || continue
+    run_in "$work/$i" "$program" '' && continue
+    grep -v '^ok  ' "$work/$i/log"
+    echo "FAIL $program, with the sources as they are" | tee -a "$work/failed"
+  done &
+done
+wait
+if [ -e "$work/failed" ]; then
+  echo "0 passed, $(wc -l <"$work/failed") failed"
+  exit 1
+fi
 
 # replace FILE OLD NEW: false unless OLD is there exactly once.
 replace() {
@@ -61,16 +117,14 @@ replace() {
 
 # run_mutant TREE FILE PROGRAM OPERATION OLD NEW: a line, "ok" or "FAIL" first.
 run_mutant() {
-  local tree=$1 file=$2 program=$3 status noticed
-  local old new
+  local tree=$1 file=$2 program=$3 status noticed old new
   old=$(printf '%b' "$5") new=$(printf '%b' "$6")
-  [[ $program == */* ]] || program=tests/$program
   if ! replace "$tree/$file" "$old" "$new"; then
     echo "FAIL does not apply"
-  elif ! make_in "$tree" "$build/$program" >"$tree/log" 2>&1; then
+  elif ! make_in "$tree" $(target_of "$program") >"$tree/log" 2>&1; then
     echo "FAIL does not compile: $(grep -m 1 error "$tree/log")"
   else
-    (cd "$tree" && timeout $limit "$build/$program" "$4" quick) >"$tree/log" 2>&1
+    run_in "$tree" "$program" "$4"
     status=$?
     noticed=$(grep -m 1 -e '^FAIL' -e '^simt:' "$tree/log" | tr -s ' ')
     if [ $status -eq 0 ]; then
@@ -84,32 +138,11 @@ run_mutant() {
   cp "$file" "$tree/$file"
 }
 
-# The entries of this part, one after another, to a worker each in turn.
-entries() {
-  local head='' old='' line number=0
-  while IFS= read -r line; do
-    case $line in
-    '== '*) head=${line#== } ;;
-    '-'*) old=${line#-} ;;
-    '+'*)
-      line=${line#+} number=$((number + 1))
-      [ $(((number - 1) % parts + 1)) -eq "$part_number" ] &&
-        printf '%s\t%s\t%s\t%s\n' $number "$head" "${old# }" "${line# }"
-      ;;
-    esac
-  done <tests/mutants.txt
-}
-
-entries >"$work/entries"
 for ((i = 0; i < workers; i++)); do
-  line_number=0
-  while IFS=$'\t' read -r number head old new; do
-    line_number=$((line_number + 1))
-    [ $((line_number % workers)) -eq $i ] || continue
-    file=${head%%: *} rest=${head#*: }
-    check=${rest%%: *}
-    result=$(run_mutant "$work/$i" "$file" "${check% *}" "${check#* }" "$old" "$new")
-    printf '%s  %2d %-12s %s\n' "$result" "$number" "$file" "${rest#*: }" |
+  while IFS=$'\t' read -r number file program operation what old new; do
+    take "mutant $number" || continue
+    result=$(run_mutant "$work/$i" "$file" "$program" "$operation" "$old" "$new")
+    printf '%s  %2d %-18s %s\n' "$result" "$number" "$file" "$program: $what" |
       tee -a "$work/results"
   done <"$work/entries" &
 done

@@ -1,0 +1,420 @@
+// nan_test.c - a NaN must not get lost: in every operation of every device, one NaN among the inputs
+// makes each output that depends on it a NaN.
+//
+// A run that diverges is stopped because its loss is no number, and the message names the first
+// tensor that holds a NaN. Both fail where an operation swallows it, and that is easily written: a
+// comparison with a NaN is false, so `value > 0 ? value : 0` is a ReLU that turns a NaN into 0,
+// while `value < 0 ? 0 : value` passes it on. fmax(0, NaN) is 0, too.
+//
+// Which outputs depend on an input is written down beside each operation; for the linear ones, the
+// reference says it: with 1 in the place of the NaN, 0 elsewhere in that input, and 1 everywhere in
+// the other one, those outputs are not 0. Outputs are 0 before. Whether outputs that do not depend
+// on it stay numbers is not asked: Winograd's method works on tiles of 4x4 pixels at once.
+//
+//     make build/gcc/tests/nan_test && build/gcc/tests/nan_test
+#include "../reference/reference.h"
+#include "inputs.h"
+#include <omp.h>
+
+static const device *d; // at work
+
+// A GPU's NaN, all bits set but the sign: rounded to bf16 by an addition, it would become -0.
+static real a_nan(void) {
+  const uint32_t bits = 0x7fffffff;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// -- Arrays on the device -------------------------------------------------------------------------
+
+// What convolutions and the linear layer read as weights has the format of activations.
+typedef enum { ACTIVATIONS, REALS } format;
+
+typedef struct {
+  format format;
+  size_t count;
+  real *host;
+  void *there;
+} array;
+
+static void *held[60];
+static int held_count;
+
+static void *hold(const void *host, size_t bytes) {
+  if (held_count == sizeof held / sizeof *held) abort();
+  void *there = held[held_count++] = d->allocate(bytes);
+  d->upload(there, host, bytes);
+  return there;
+}
+
+static void let_go(void) {
+  while (held_count) d->release(held[--held_count]);
+}
+
+static array put(format f, real *host, size_t count) {
+  array a = {f, count, host, NULL};
+  if (f == REALS) {
+    a.there = hold(host, count * sizeof(real));
+  } else {
+    a.there = hold(take(count * d->activation_bytes), count * d->activation_bytes);
+    d->upload_activations(a.there, host, count);
+  }
+  return a;
+}
+
+// An output: zeros before.
+static array zeros(format f, size_t count) {
+  return put(f, take(count * sizeof(real)), count);
+}
+
+// A row: of those elements of `out` for which `depends` is not 0, none may be a number.
+static void expect(const array *out, const real *depends, const char *what) {
+  int all = 0, numbers = 0;
+  if (out->format == REALS)
+    d->download(out->host, out->there, out->count * sizeof(real));
+  else
+    d->download_activations(out->host, out->there, out->count);
+  for (size_t i = 0; i < out->count; i++)
+    if (depends[i] != 0) {
+      all++;
+      numbers += !isnan(out->host[i]);
+    }
+  check(all && !numbers, "%s, %s: of %d, %d stay numbers", d->name, what, all, numbers);
+}
+
+static real *ones(size_t count) {
+  real *values = take(count * sizeof *values);
+  for (size_t i = 0; i < count; i++) values[i] = 1;
+  return values;
+}
+
+// 1 at i where i = at, counted modulo `period`, if there is one; else 0.
+static real *only(size_t count, size_t at, size_t period) {
+  real *values = take(count * sizeof *values);
+  for (size_t i = 0; i < count; i++) values[i] = (period ? i % period : i) == at;
+  return values;
+}
+
+static size_t somewhere(size_t count) {
+  return random_below(&stream, (uint32_t)count);
+}
+
+// -- Batch normalisation ----------------------------------------------------------------------------
+
+enum { Z, RESIDUAL, GAMMA, BETA, MEAN, VARIANCE, PLACES };
+static const char *const places[PLACES] = {"z",    "the residual", "gamma",
+                                           "beta", "mean",         "variance"};
+
+typedef struct {
+  norm_shape shape;
+  bool relu, training;
+} norm_case;
+
+static void run_norm(const norm_case *c, const array on[PLACES], const void *sums, const array *y,
+                     const array *mean, const array *inverse_std, bool with_residual) {
+  const void *residual = with_residual ? on[RESIDUAL].there : NULL;
+  if (c->training)
+    d->norm_forward(&c->shape, y->there, on[Z].there, sums, on[GAMMA].there, on[BETA].there,
+                    residual, c->relu, on[MEAN].there, on[VARIANCE].there, mean->there,
+                    inverse_std->there);
+  else
+    d->norm_inference(&c->shape, y->there, on[Z].there, on[GAMMA].there, on[BETA].there, residual,
+                      c->relu, on[MEAN].there, on[VARIANCE].there);
+}
+
+// A NaN in one place; in training, in place of the mean, in the sum that it is made of.
+static void test_norm_place(const norm_case *c, int place, bool with_residual) {
+  const size_t channels = (size_t)c->shape.channels, count = channels * (size_t)c->shape.pixels;
+  const bool each = place <= RESIDUAL, in_sum = c->training && place == MEAN;
+  const size_t at = somewhere(each ? count : channels), sums_bytes = 2 * channels * sizeof(double);
+  real *values[PLACES];
+  array on[PLACES];
+  char what[100];
+  double *sums = take(sums_bytes);
+  for (int i = 0; i < PLACES; i++) values[i] = normals(i <= RESIDUAL ? count : channels, 0, 1);
+  values[VARIANCE] = absolute(values[VARIANCE], channels);
+  for (size_t k = 0; k < 2 * channels; k++) sums[k] = c->shape.pixels * (k < channels ? 0.1 : 1);
+  if (in_sum)
+    sums[at] = a_nan();
+  else
+    values[place][at] = a_nan();
+  for (int i = 0; i < PLACES; i++)
+    on[i] = put(i <= RESIDUAL ? ACTIVATIONS : REALS, values[i], i <= RESIDUAL ? count : channels);
+  array y = zeros(ACTIVATIONS, count), mean = zeros(REALS, channels), std = zeros(REALS, channels);
+  run_norm(c, on, hold(sums, sums_bytes), &y, &mean, &std, with_residual);
+  snprintf(what, sizeof what, "%s %dx%d%s%s, y from %s",
+           c->training ? "norm_forward" : "norm_inference", c->shape.pixels, c->shape.channels,
+           c->relu ? ", ReLU" : "", with_residual ? ", residual" : "",
+           in_sum ? "the sum" : places[place]);
+  expect(&y, only(count, at, each ? 0 : channels), what);
+  if (in_sum) {
+    expect(&mean, only(channels, at, 0), "norm_forward, the saved mean");
+    expect(&on[MEAN], only(channels, at, 0), "norm_forward, the running mean");
+  }
+  let_go();
+}
+
+static void test_norm(int pixels, int channels) {
+  for (int variant = 0; variant < 8; variant++) {
+    const norm_case c = {{pixels, channels}, variant & 1, variant & 2};
+    const bool with_residual = variant & 4;
+    for (int place = 0; place < (c.training ? VARIANCE : PLACES); place++)
+      if (place != RESIDUAL || with_residual) test_norm_place(&c, place, with_residual);
+    release();
+  }
+}
+
+// From dy, where y lets it through: dresidual there, and through the sums the whole channel.
+static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) {
+  const norm_shape s = {pixels, channels};
+  const size_t count = (size_t)pixels * channels, at = somewhere(count), k = at % channels;
+  real *dy = normals(count, 0, 1), *z = normals(count, 0, 1), *y = normals(count, 0, 1);
+  char what[100];
+  y[at] = 1;
+  (in_dy ? dy : z)[at] = a_nan();
+  array dz = zeros(ACTIVATIONS, count), dresidual = zeros(ACTIVATIONS, count);
+  array dgamma = zeros(REALS, channels), dbeta = zeros(REALS, channels);
+  real *gamma = ones(channels), *mean = normals(channels, 0, 1), *inverse_std = ones(channels);
+  d->norm_backward(&s, dz.there, dresidual.there, dgamma.there, dbeta.there,
+                   put(ACTIVATIONS, dy, count).there, put(ACTIVATIONS, y, count).there,
+                   put(ACTIVATIONS, z, count).there, put(REALS, gamma, channels).there,
+                   put(REALS, mean, channels).there, put(REALS, inverse_std, channels).there, relu);
+  snprintf(what, sizeof what, "norm_backward %dx%d%s, from %s: dz", pixels, channels,
+           relu ? ", ReLU" : "", in_dy ? "dy" : "z");
+  expect(&dz, only(count, k, channels), what);
+  expect(&dgamma, only(channels, k, 0), "its dgamma");
+  if (in_dy) {
+    expect(&dbeta, only(channels, k, 0), "its dbeta");
+    expect(&dresidual, only(count, at, 0), "its dresidual");
+  }
+  let_go();
+  release();
+}
+
+// -- Convolution ------------------------------------------------------------------------------------
+
+typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
+static const char *const pass_names[] = {"conv_forward", "conv_backward_input",
+                                         "conv_backward_weight"};
+
+static const char *const inputs[][2] = {{"x", "w"}, {"dz", "w"}, {"dz", "x"}};
+
+static bool any(const real *marks, size_t count) {
+  for (size_t i = 0; i < count; i++)
+    if (marks[i] != 0) return true;
+  return false;
+}
+
+static void convolve(const device *by, const conv_shape *s, pass p, void *out, const void *a,
+                     const void *b, double *sums) {
+  if (p == FORWARD) by->conv_forward(s, out, a, b, sums);
+  if (p == BACKWARD_INPUT) by->conv_backward_input(s, out, a, b, false);
+  if (p == BACKWARD_WEIGHT) by->conv_backward_weight(s, out, a, b);
+}
+
+// Both sums of each channel that has one of those outputs.
+static void expect_sums(const real *depends, size_t count, const double *sums, int channels) {
+  int numbers = 0;
+  for (size_t i = 0; i < count; i++)
+    if (depends[i] != 0)
+      numbers += !isnan(sums[i % channels]) + !isnan(sums[channels + i % channels]);
+  check(!numbers, "%s, conv_forward, the sums: %d stay numbers", d->name, numbers);
+}
+
+// Not every pixel is seen by a 1x1 convolution with stride 2: one is drawn that is.
+static void test_conv(conv_shape s, pass p, bool in_first) {
+  const size_t x = (size_t)s.batch * s.in_height * s.in_width * s.in_channels;
+  const size_t z = (size_t)s.batch * s.out_height * s.out_width * s.out_channels;
+  const size_t w = (size_t)s.out_channels * s.kernel * s.kernel * s.in_channels;
+  const size_t sizes[3][3] = {{x, w, z}, {z, w, x}, {z, x, w}}; // two inputs, the output
+  const size_t *size = sizes[p], sums_bytes = 2 * s.out_channels * sizeof(double);
+  real *values[2] = {normals(size[0], 0, 1), normals(size[1], 0, 1)}, *depends = poison(size[2]);
+  const int place = !in_first;
+  char what[100];
+  double *sums = take(sums_bytes);
+  size_t at;
+  do {
+    const real *one = only(size[place], at = somewhere(size[place]), 0), *all = ones(size[!place]);
+    convolve(&reference_device, &s, p, depends, place ? all : one, place ? one : all, NULL);
+  } while (!any(depends, size[2]));
+  values[place][at] = a_nan();
+  array out = zeros(p == BACKWARD_WEIGHT ? REALS : ACTIVATIONS, size[2]);
+  void *there = hold(sums, sums_bytes);
+  convolve(d, &s, p, out.there, put(ACTIVATIONS, values[0], size[0]).there,
+           put(ACTIVATIONS, values[1], size[1]).there, p == FORWARD ? there : NULL);
+  snprintf(what, sizeof what, "%s %dx%d/%d, %d -> %d, from %s", pass_names[p], s.kernel, s.kernel,
+           s.stride, s.in_channels, s.out_channels, inputs[p][place]);
+  expect(&out, depends, what);
+  d->download(sums, there, sums_bytes);
+  if (p == FORWARD) expect_sums(depends, size[2], sums, s.out_channels);
+  let_go();
+  release();
+}
+
+static void test_convs(void) {
+  static const int channels[][2] = {{16, 32}, {5, 3}, {3, 8}};
+  for (int i = 0; i < 3; i++)
+    for (int shape = 0; shape < 4; shape++)
+      for (int run = 0; run < 6; run++)
+        test_conv(make_conv_shape(2, 7, 6, channels[i][0], channels[i][1], shape & 1 ? 1 : 3,
+                                  shape & 2 ? 2 : 1),
+                  run / 2, run % 2);
+}
+
+// Evaluation's convolution and norm as one, where the device has it.
+static void test_conv_norm(int place, bool relu) {
+  const conv_shape s = make_conv_shape(2, 7, 6, 16, 32, 3, 1);
+  const size_t x = 2 * 7 * 6 * 16, w = 32 * 9 * 16, z = 2 * 7 * 6 * 32;
+  const size_t at = somewhere(place == Z ? x : z);
+  real *in = normals(x, 0, 1), *residual = normals(z, 0, 1), *depends = only(z, at, 0);
+  (place == Z ? in : residual)[at] = a_nan();
+  if (place == Z) reference_conv_forward(&s, depends, only(x, at, 0), ones(w), NULL);
+  array y = zeros(ACTIVATIONS, z), one = put(REALS, ones(32), 32);
+  d->conv_norm_inference(&s, y.there, put(ACTIVATIONS, in, x).there,
+                         put(ACTIVATIONS, normals(w, 0, 1), w).there, one.there, one.there,
+                         put(ACTIVATIONS, residual, z).there, relu, one.there, one.there);
+  expect(&y, depends, relu ? "conv_norm_inference, ReLU" : "conv_norm_inference");
+  let_go();
+  release();
+}
+
+// -- Pool and linear --------------------------------------------------------------------------------
+
+static void test_pool(int batch, int pixels, int channels) {
+  const size_t out = (size_t)batch * channels, in = out * pixels;
+  const size_t at = somewhere(in), from = somewhere(out);
+  real *x = normals(in, 0, 1), *dy = normals(out, 0, 1), *mean = poison(out), *spread = poison(in);
+  x[at] = dy[from] = a_nan();
+  reference_pool_forward(batch, pixels, channels, mean, only(in, at, 0));
+  reference_pool_backward(batch, pixels, channels, spread, only(out, from, 0));
+  array y = zeros(ACTIVATIONS, out), dx = zeros(ACTIVATIONS, in);
+  d->pool_forward(batch, pixels, channels, y.there, put(ACTIVATIONS, x, in).there);
+  d->pool_backward(batch, pixels, channels, dx.there, put(ACTIVATIONS, dy, out).there);
+  expect(&y, mean, "pool_forward");
+  expect(&dx, spread, "pool_backward");
+  let_go();
+  release();
+}
+
+// A NaN in x, w, or the bias (forward) or dlogits (backward).
+static void test_linear(int batch, int channels, int place) {
+  const size_t in = (size_t)batch * channels, filters = (size_t)CLASSES * channels;
+  const size_t out = (size_t)batch * CLASSES, sizes[4] = {in, filters, CLASSES, out};
+  real *values[4], *marks[4], *l = poison(out), *x = poison(in), *w = poison(filters);
+  real bias[CLASSES];
+  for (int i = 0; i < 4; i++) values[i] = normals(sizes[i], 0, 1), marks[i] = ones(sizes[i]);
+  const size_t at = somewhere(sizes[place]);
+  values[place][at] = a_nan();
+  marks[place] = only(sizes[place], at, 0);
+  if (place < 2) marks[2] = take(CLASSES * sizeof(real)); // no bias
+  if (place == 2) marks[0] = take(in * sizeof(real));     // nothing but the bias
+  array logits = zeros(REALS, out), dx = zeros(ACTIVATIONS, in), dw = zeros(REALS, filters);
+  array dbias = zeros(REALS, CLASSES), on_x = put(ACTIVATIONS, values[0], in);
+  array on_w = put(ACTIVATIONS, values[1], filters), on_dlogits = put(REALS, values[3], out);
+  reference_linear_forward(batch, channels, l, marks[0], marks[1], marks[2]);
+  reference_linear_backward(batch, channels, x, w, bias, marks[3], marks[0], marks[1]);
+  d->linear_forward(batch, channels, logits.there, on_x.there, on_w.there,
+                    put(REALS, values[2], CLASSES).there);
+  d->linear_backward(batch, channels, dx.there, dw.there, dbias.there, on_dlogits.there, on_x.there,
+                     on_w.there);
+  if (place < 3) expect(&logits, l, "linear_forward");
+  if (place == 1 || place == 3) expect(&dx, x, "linear_backward, dx");
+  if (place == 0 || place == 3) expect(&dw, w, "linear_backward, dw");
+  if (place == 3) expect(&dbias, bias, "linear_backward, dbias");
+  let_go();
+  release();
+}
+
+// -- The two ends of a step -------------------------------------------------------------------------
+
+// Class j's logit of one image: the loss, and that image's gradients.
+static void test_loss(int batch, int j) {
+  const size_t b = somewhere(batch), count = (size_t)batch * CLASSES;
+  uint8_t *labels = take(batch);
+  sample *samples = take(batch * sizeof *samples);
+  const step_values step = {.lambda = 0.3f};
+  step_result result = {0, 0};
+  real *logits = normals(count, 0, 1), *depends = take(count * sizeof(real));
+  for (int i = 0; i < batch; i++) samples[i] = (sample){.image = i, .partner = i};
+  for (int i = 0; i < CLASSES; i++) depends[b * CLASSES + i] = 1;
+  logits[b * CLASSES + j] = a_nan();
+  array dlogits = zeros(REALS, count);
+  void *there = hold(&result, sizeof result);
+  d->cross_entropy(batch, 0.1f, dlogits.there, there, put(REALS, logits, count).there,
+                   hold(labels, batch), hold(samples, batch * sizeof *samples),
+                   hold(&step, sizeof step));
+  d->download(&result, there, sizeof result);
+  check(isnan(result.loss), "%s, cross_entropy of %d images, logit %d: the loss", d->name, batch,
+        j);
+  expect(&dlogits, depends, "cross_entropy, dlogits");
+  let_go();
+  release();
+}
+
+// A NaN in w, g or v of one parameter, or, for place 3, the learning rate.
+static void test_sgd(size_t count, int place) {
+  const size_t at = somewhere(count);
+  const step_values step = {.learning_rate = place == 3 ? a_nan() : 0.1f};
+  real *values[3], *depends = place == 3 ? ones(count) : only(count, at, 0);
+  for (int i = 0; i < 3; i++) values[i] = normals(count, 0, 1);
+  if (place < 3) values[place][at] = a_nan();
+  array w = put(REALS, values[0], count), g = put(REALS, values[1], count);
+  array v = put(REALS, values[2], count), rounded = zeros(ACTIVATIONS, count);
+  const parameters p = {.count = count,
+                        .weight = w.there,
+                        .gradient = g.there,
+                        .momentum = v.there,
+                        .rounded_weight = d->rounded_weight_bytes ? rounded.there : w.there};
+  d->sgd_update(&p, hold(&step, sizeof step), 0.9f, 2e-4f);
+  expect(&w, depends, "sgd_update, w");
+  if (place < 3) expect(&v, depends, "sgd_update, v");
+  if (d->rounded_weight_bytes) expect(&rounded, depends, "sgd_update, the rounded weights");
+  let_go();
+  release();
+}
+
+// lambda is in every pixel, also in those that are 0.
+static void test_mixing(void) {
+  uint8_t *images = take(IMAGE_BYTES);
+  const sample one = {.crop_y = 2, .crop_x = 5};
+  const step_values step = {.lambda = a_nan()};
+  array x = zeros(ACTIVATIONS, IMAGE_BYTES);
+  d->mix_images(1, x.there, hold(images, IMAGE_BYTES), hold(&one, sizeof one),
+                hold(&step, sizeof step));
+  expect(&x, ones(IMAGE_BYTES), "mix_images, from lambda");
+  let_go();
+  release();
+}
+
+// With channels in eights, as fast kernels want them, and others.
+static void test_device(void) {
+  static const int channels[] = {24, 5};
+  test_mixing();
+  test_convs();
+  for (int i = 0; i < 2; i++) {
+    test_norm(35, channels[i]);
+    for (int variant = 0; variant < 4; variant++)
+      test_norm_backward(35, channels[i], variant & 1, variant & 2);
+    test_pool(3, 16, channels[i]);
+    for (int place = 0; place < 4; place++) test_linear(3, channels[i], place);
+  }
+  for (int place = Z; d->conv_norm_inference && place <= RESIDUAL; place++)
+    for (int relu = 0; relu < 2; relu++) test_conv_norm(place, relu);
+  for (int j = 0; j < CLASSES; j++) test_loss(j % 2 ? 37 : 3, j);
+  for (int place = 0; place < 4; place++) test_sgd(1003, place);
+}
+
+int main(void) {
+  static const char *const names[] = {"reference", "cpu",        "simt-plain",
+                                      "simt",      "cuda-plain", "cuda"};
+  stream = random_open(check_seed("nan_test"), RANDOM_TEST, 0, 0);
+  omp_set_num_threads(1); // small shapes
+  for (int i = 0; i < 6; i++) {
+    error e;
+    d = device_by_name(names[i], &e);
+    if (d) test_device();
+    if (!d && i == 5) printf("no rows for cuda: %s\n", e.text);
+  }
+  return check_summary();
+}
