@@ -2,20 +2,22 @@
 //
 // reference/conv.c says what is computed. Here all three passes are products of the same matrices:
 //
-//     forward  Y = X W       input gradient  dX = dY W^T       weight gradient  dW = X^T dY
+//     forward  Z = X W       input gradient  dX = dZ W^T       weight gradient  dW = X^T dZ
 //
-// Directly, there is one of each: a row of Y is an output pixel's channels, the same row of X the
-// patch [R][S][Cin] of the image that it sees, zeros outside. By Winograd's method, for 3x3, there
-// are 36 products or, with stride 2, 81, each with a row of Y for a transformed tile of 4x4 pixels
-// and a row of X for the window of 6x6 or 9x9 that the tile sees: 1/4 or 9/16 of the
-// multiplications (winograd.h). Only how pixels become rows and rows pixels differs between the
-// methods, and gradients go the same way back: what a row of dX gets is added to every pixel that
-// the row was made of.
+// Directly, there is one of each: a row of Z is an output pixel's channels, the same row of X the
+// patch [R][S][Cin] of the image that the pixel sees, zeros outside. By Winograd's method, for 3x3,
+// there are 36 products or, with stride 2, 81. Each has a row of Z for a transformed tile of 4x4
+// pixels, and a row of X for the window of 6x6 or 9x9 that the tile sees: 1/4 or 9/16 of the
+// multiplications (winograd.h). The methods differ only in how pixels become rows, and rows pixels.
+// Gradients go the same way back: what a row of dX gets is added to every pixel that the row was
+// made of.
 //
 // Memory. Rows are made a group at a time, multiplied while they are in the cache, and written
 // back: the matrices never exist as a whole. Groups of images go to threads. What a task adds up,
 // and the order in which tasks' partial sums are added, follow from the shape alone, so the bits do
-// not depend on the number of threads. Checked by `make check` (tests/devices_test.c).
+// not depend on the number of threads.
+//
+// Checked by `make check` (tests/devices_test.c): against reference/conv.c, on every layer shape.
 #define _DEFAULT_SOURCE // madvise
 #include "conv.h"
 #include "reference/reference.h"
@@ -52,11 +54,11 @@ typedef struct {
 typedef struct {
   int points;        // values in a dimension after the transform, so points^2 products; 1: directly
   int filter_points; // of these, those at which the filters differ, which come first
-  int across, down;  // rows of X and Y from one image: tiles, or output pixels
+  int across, down;  // rows of X and Z from one image: tiles, or output pixels
   int group;         // rows at a time
   matrix_side x, z;
   size_t w_step; // floats of W at one point
-  size_t buffer; // floats of X and Y of one group
+  size_t buffer; // floats of X and Z of one group
 } conv_plan;
 
 bool cpu_conv_is_winograd(const conv_shape *s) {

@@ -13,9 +13,9 @@
 //
 // What the hardware leaves undefined is made to hurt: device and shared memory start as NaN; the
 // target of a cp.async is NaN until the thread waits for it; a barrier or warp operation that not
-// all threads reach is reported with the lines where they are instead. watch.cpp adds, for kernels
-// compiled with -fsanitize=thread, what only single accesses can show: races, uninitialised memory,
-// bounds, bank conflicts, sectors.
+// all threads reach is reported with the lines where they are instead. For kernels compiled with
+// -fsanitize=thread, watch.cpp adds what only single accesses can show: races, uninitialised memory,
+// accesses out of bounds; and cost.cpp counts what the accesses would cost.
 //
 // It cannot show what this file itself has wrong: the layout of mma's fragments is our reading of
 // the PTX manual, the kernels' is the same. Nor do two threads ever run at the same time. Only a
