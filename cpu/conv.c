@@ -206,7 +206,7 @@ static int filter_point(const conv_plan *p, int t) {
          MIN(t % p->points, p->filter_points - 1);
 }
 
-// W, packed, for X W, or for Y W^T, from w: [Cout][R S][Cin]. A block of filters and channels is
+// W, packed, for X W, or for Z W^T, from w: [Cout][R S][Cin]. A block of filters and channels is
 // copied first: in w its rows lie powers of two apart, which share few cache lines.
 static void read_filters(const conv_plan *p, float *W, const float *w, bool transposed) {
   const int C = p->x.columns, K = p->z.columns, taps = p->points > 1 ? 9 : 1;
