@@ -35,6 +35,7 @@
 // Nothing is added up in an order that depends on timing: no atomics, fixed partial sums.
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
 #include "gpu/gpu.h"
+#include "gpu/tile.h"
 
 namespace GPU {
 
