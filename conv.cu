@@ -163,11 +163,11 @@ typedef struct {
 } gather_job;
 
 // Where the pixel of row m is in `to`; NULL: there is no such row.
-static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *k, int m) {
-  if (m >= k->pixels) return NULL;
-  const place at = place_of(k, m);
-  const int h = k->rows.first + k->rows.spacing * at.row;
-  const int v = k->columns.first + k->columns.spacing * at.column;
+static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *of, int m) {
+  if (m >= of->pixels) return NULL;
+  const place at = place_of(of, m);
+  const int h = of->rows.first + of->rows.spacing * at.row;
+  const int v = of->columns.first + of->columns.spacing * at.column;
   return g->to + ((size_t)(at.image * g->to_height + h) * g->to_width + v) * g->to_channels;
 }
 
@@ -175,24 +175,24 @@ static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *k, 
 // and channels lie in w as patches count them: lines along k. Backward, the neighbours of a weight are
 // those of the next channels of x, for the same tap and filter: lines along n.
 template <bool BACKWARD>
-static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *k, int n,
+static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *of, int n,
                                              int number) {
-  if (n >= g->to_channels || number >= k->terms) return NULL;
-  if (!BACKWARD) return g->w + (size_t)n * k->terms + number;
-  const term t = term_of(&g->from, k, number);
-  const int r = k->rows.first_tap + k->rows.tap_spacing * t.row_tap;
-  const int s = k->columns.first_tap + k->columns.tap_spacing * t.column_tap;
+  if (n >= g->to_channels || number >= of->terms) return NULL;
+  if (!BACKWARD) return g->w + (size_t)n * of->terms + number;
+  const term t = term_of(&g->from, of, number);
+  const int r = of->rows.first_tap + of->rows.tap_spacing * t.row_tap;
+  const int s = of->columns.first_tap + of->columns.tap_spacing * t.column_tap;
   return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->to_channels + n;
 }
 
 // The warps' sums, as bf16, to the staged tile in shared memory, with what was in `to` where that counts.
 template <typename tile>
 static __device__ void stage_tile(const tile *t, bf16 *staged, const gather_job *g,
-                                  const parity_class *k, int first_row, int first_column) {
+                                  const parity_class *of, int first_row, int first_column) {
   for_each_pair(t, [&](int row, int column, float first, float second) {
     const int m = first_row + row, n = first_column + column;
-    if (g->accumulate && m < k->pixels && n < g->to_channels) {
-      const bf16 *old = pixel_of_to(g, k, m) + n;
+    if (g->accumulate && m < of->pixels && n < g->to_channels) {
+      const bf16 *old = pixel_of_to(g, of, m) + n;
       first += to_float(old[0]);
       if (n + 1 < g->to_channels) second += to_float(old[1]);
     }
@@ -204,12 +204,12 @@ static __device__ void stage_tile(const tile *t, bf16 *staged, const gather_job 
 // which would otherwise have to read all of z again: rows beyond the last pixel are zeroes in them.
 template <typename tile>
 static __device__ void store_result(const tile *t, bf16 *shared, const gather_job *g,
-                                    const parity_class *k, int first_row, int first_column) {
+                                    const parity_class *of, int first_row, int first_column) {
   const int columns = g->to_channels - first_column;
-  stage_tile(t, shared, g, k, first_row, first_column);
+  stage_tile(t, shared, g, of, first_row, first_column);
   __syncthreads();
   store_staged<tile>(shared, columns, g->to_channels % EIGHT == 0, [&](int row) {
-    bf16 *pixel = pixel_of_to(g, k, first_row + row);
+    bf16 *pixel = pixel_of_to(g, of, first_row + row);
     return pixel ? pixel + first_column : NULL;
   });
   if (!g->partials) return;
@@ -228,25 +228,25 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
   enum { LINES = THREADS / (DEPTH / EIGHT), COUNT = ROWS / LINES }; // of A, at once and of a thread
   DYNAMIC_SHARED(bytes);
   bf16 *shared = (bf16 *)bytes;
-  const parity_class *k = &g.classes[blockIdx.z];
+  const parity_class *of = &g.classes[blockIdx.z];
   const int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-  if (first_row >= k->pixels || (g.accumulate && k->terms == 0)) return;
+  if (first_row >= of->pixels || (g.accumulate && of->terms == 0)) return;
   corner at[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; i++)
-    at[i] = corner_of(&g.from, k, first_row + threadIdx.x / (DEPTH / EIGHT) + i * LINES);
+    at[i] = corner_of(&g.from, of, first_row + threadIdx.x / (DEPTH / EIGHT) + i * LINES);
   tile t;
-  multiply_all(&t, shared, divide_up(k->terms, DEPTH), [&](bf16 *a, bf16 *b, int step) {
+  multiply_all(&t, shared, divide_up(of->terms, DEPTH), [&](bf16 *a, bf16 *b, int step) {
     const int first = step * DEPTH;
     load_tile<tile::A_LINES, tile::A_LINE, ALIGNED>(a, g.from.pixels, [&](int number, int, int i) {
-      return patch_at(&g.from, k, &at[number], first + i);
+      return patch_at(&g.from, of, &at[number], first + i);
     });
     load_tile<tile::B_LINES, tile::B_LINE, ALIGNED>(b, g.w, [&](int, int line, int i) {
       const int n = BACKWARD ? i : line, number = BACKWARD ? line : i;
-      return weight_address<BACKWARD>(&g, k, first_column + n, first + number);
+      return weight_address<BACKWARD>(&g, of, first_column + n, first + number);
     });
   });
-  store_result(&t, shared, &g, k, first_row, first_column);
+  store_result(&t, shared, &g, of, first_row, first_column);
 }
 
 // The sums of all row tiles: sums[i], i < 2 x channels. A warp for each row of the block.
@@ -363,8 +363,8 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   });
 }
 
-// dw: the sums over all parts, without the columns of padding. In float: parts are few, and each is off
-// by more already.
+// dw: the sums over all parts, without the columns of padding. They are added in float, as the parts
+// were: a part has 256 terms or more, and there are fewer than 256 parts or so.
 static __global__ void add_parts(float *dw, const float *partials, int parts, int filters,
                                  int columns, int pitch) {
   const int i = (int)thread_number(), row = i / pitch, column = i % pitch;

@@ -108,9 +108,9 @@ typedef struct {
   int image, row, column; // numbers along the axes
 } place;
 
-static inline __device__ place place_of(const parity_class *k, int m) {
-  const int line = divide(m, k->by_columns), image = divide(line, k->by_rows);
-  return {image, line - image * k->rows.count, m - line * k->columns.count};
+static inline __device__ place place_of(const parity_class *of, int m) {
+  const int line = divide(m, of->by_columns), image = divide(line, of->by_rows);
+  return {image, line - image * of->rows.count, m - line * of->columns.count};
 }
 
 // Which tap along each axis, and which channel of the source, term number `number` is.
@@ -118,9 +118,10 @@ typedef struct {
   int row_tap, column_tap, channel;
 } term;
 
-static inline __device__ term term_of(const patch_source *from, const parity_class *k, int number) {
-  const int tap = divide(number, from->by_channels), row = divide(tap, k->by_column_taps);
-  return {row, tap - row * k->columns.taps, number - tap * from->channels};
+static inline __device__ term term_of(const patch_source *from, const parity_class *of,
+                                      int number) {
+  const int tap = divide(number, from->by_channels), row = divide(tap, of->by_column_taps);
+  return {row, tap - row * of->columns.taps, number - tap * from->channels};
 }
 
 // For the pixel of row m: its image, and the pixel of the source that its first tap meets. What does not
@@ -130,22 +131,22 @@ typedef struct {
   int h, v;
 } corner;
 
-static inline __device__ corner corner_of(const patch_source *from, const parity_class *k, int m) {
+static inline __device__ corner corner_of(const patch_source *from, const parity_class *of, int m) {
   enum { OUTSIDE = -(1 << 20) }; // whatever the tap: a row beyond the last is zero
-  if (m >= k->pixels) return {from->pixels, OUTSIDE, OUTSIDE};
-  const place at = place_of(k, m);
+  if (m >= of->pixels) return {from->pixels, OUTSIDE, OUTSIDE};
+  const place at = place_of(of, m);
   return {.image = from->pixels + (size_t)at.image * from->height * from->width * from->channels,
-          .h = k->rows.scale * at.row + k->rows.offset,
-          .v = k->columns.scale * at.column + k->columns.offset};
+          .h = of->rows.scale * at.row + of->rows.offset,
+          .v = of->columns.scale * at.column + of->columns.offset};
 }
 
 // Where element `number` of the patch at a corner lies; NULL: it is zero.
-static inline __device__ const bf16 *patch_at(const patch_source *from, const parity_class *k,
+static inline __device__ const bf16 *patch_at(const patch_source *from, const parity_class *of,
                                               const corner *at, int number) {
-  const term t = term_of(from, k, number);
-  const int h = at->h + k->rows.direction * t.row_tap;
-  const int v = at->v + k->columns.direction * t.column_tap;
-  if (number >= k->terms || h < 0 || h >= from->height || v < 0 || v >= from->width) return NULL;
+  const term t = term_of(from, of, number);
+  const int h = at->h + of->rows.direction * t.row_tap;
+  const int v = at->v + of->columns.direction * t.column_tap;
+  if (number >= of->terms || h < 0 || h >= from->height || v < 0 || v >= from->width) return NULL;
   return at->image + ((size_t)h * from->width + v) * from->channels + t.channel;
 }
 

@@ -5,9 +5,10 @@
 // This chapter knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in memory.
 //
 // A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 times
-// 16 x 8 bf16 numbers with one instruction of a warp, exact products, added in float. Most of a GPU's
-// arithmetic is there: on an A100, 1,024 multiply-adds a clock and processor, where all other units
-// together do 64 in float. To keep them busy is a question of memory, at three distances.
+// 16 x 8 bf16 numbers with one instruction of a warp. Products are exact, and added up in float. Most
+// of a GPU's arithmetic is there: in a clock, the tensor cores of one of an A100's processors do 1,024
+// multiply-adds, its other units 64 in float. To keep them busy is a question of memory, at three
+// distances.
 //
 // 1. The GPU's memory. A block of 256 threads computes a tile of C, ROWS x COLUMNS, DEPTH terms of the
 //    sum at a time. A number of A, once loaded, is used for all COLUMNS of the tile, one of B for all
@@ -129,7 +130,8 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 // Two blocks shall fit on a processor: while one waits at a barrier, or stores its result, the other
 // computes. That leaves a thread 65,536 / (2 * 256) = 128 registers, of which the sums of a 64 x 32
 // part take 64. It leaves a block half of the shared memory, of which every processor from sm_80 on
-// has 100 KB at least, 1 KB of it lost for each block.
+// has 100 KB at least, 1 KB of it lost for each block (CUDA C++ Programming Guide, "Compute
+// Capabilities").
 //
 // DEPTH 32, STAGES 3: a stage of the largest tile is (128 + 128) * 32 * 2 bytes = 16 KB, three are 48 KB,
 // and twice that is 96 KB. It just fits; a fourth stage, or twice the DEPTH, would not.
@@ -143,7 +145,7 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 //
 // A copy from the GPU's memory takes 500 clocks and more. With three stages, one is multiplied and two
 // are under way, so each has 1,024 clocks to arrive. With two stages it would have 512, and none to
-// spare. With half the DEPTH there would be as many bytes under way, but twice as many barriers.
+// spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
 
 enum {
   DEPTH = 32, // terms of the sums that a stage holds
@@ -325,8 +327,8 @@ static __device__ void for_each_pair(const tile *t, const function &use) {
 
 // A warp's pairs are scattered: as bf16, eight rows of 16 bytes each, where a sector has 32. So a result
 // in bf16 is *staged*: put together in shared memory, from where 16 bytes of a row leave at a time.
-// Eight numbers of padding make a line 4 banks longer than all banks, so that the 8 rows that a warp
-// writes at once, 4 banks of each, do not meet.
+// Eight numbers of padding, 16 bytes, make each row begin 4 banks behind the row before. A warp writes
+// 16 bytes of 8 rows at once, 4 banks for each row: all 32, each once.
 template <typename tile> static __device__ bf16 *staged_at(bf16 *staged, int row, int column) {
   return staged + row * tile::STAGED_LINE + column;
 }
