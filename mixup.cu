@@ -9,12 +9,8 @@
 //     images   bytes        [N][3][32][32]       one plane a colour, as in CIFAR-10's files
 //     x        activations  [batch][32][32][3]   bf16, a pixel's colours are neighbours
 //
-// This is the first CUDA file to read. A *kernel* is a function that the GPU runs many times at
-// once, each time in another *thread*. Marked __global__, it is started from the CPU with
-// launch(name, kernel, {grid, block, shared bytes}, arguments...): `grid` blocks of `block` threads
-// each. The threads of a block run on the same processor of the GPU (an H100 has 132) and can work
-// together, which the next file makes use of; different blocks know nothing of each other and run
-// in any order. All execute the same lines; a thread finds its part of the work from three numbers:
+// This is the first kernel to read; gpu/gpu.h has just said what kernels, blocks and threads are. A
+// thread finds its part of the work, here one value of x or eight of them, from three numbers:
 //
 //     blockIdx.x          0                    1                    2         ...
 //                  +--------------------+--------------------+--------------------+
@@ -23,9 +19,7 @@
 //     i              0  1  2  ...  255   256 257   ...         512 513             = blockIdx.x *
 //                                                                  blockDim.x + threadIdx.x
 //
-// Functions marked __device__ can be called from kernels. Pointers are to the GPU's memory: the CPU
-// hands them on but cannot follow them. A launch returns at once; the GPU works through launches in
-// order.
+// Pointers are to the GPU's memory: the CPU hands them on but cannot follow them.
 //
 // Checked by `make check`: both kernels against reference/mixup.c, which defines the operation.
 #include "gpu/gpu.h"
@@ -67,19 +61,17 @@ static void mix_images_plain(int batch, void *x, const uint8_t *images, const sa
 
 // -- Fast: one thread makes eight neighbouring values --------------------------------------------
 //
-// What the plain kernel wastes. Memory first: 32 threads of neighbouring numbers (a *warp*) execute
-// each line together, and what they load or store at one line goes to memory as one request, cut
-// into pieces of 32 bytes. The plain warp stores 32 values of 2 bytes, 64 bytes a request, where a
-// thread can store up to 16 bytes and a warp 512. Then arithmetic: each thread finds out for a
-// single value where its row lies in two images, loads two samples of 20 bytes for it, and divides
-// twice, which takes a GPU some ten instructions each.
+// What the plain kernel wastes. Memory first: a thread can store up to 16 bytes at once, so a warp can
+// store 512 in one request. The plain kernel's warps store 32 values of 2 bytes, 64 bytes a request.
+// Then arithmetic: each thread finds out for a single value where its row lies in two images, loads
+// two samples of 20 bytes for it, and divides twice, which takes a GPU some ten instructions each.
 //
-//     a row of x:  96 values = 12 eights       | r g b r g b r g | b r g b r g b r | ...
-//     thread       one eight, 16 bytes         |    thread 0     |    thread 1     | ...
+//     a row of x:  96 values = 12 times 8      | r g b r g b r g | b r g b r g b r | ...
+//     thread       eight values, 16 bytes      |    thread 0     |    thread 1     | ...
 //
 // Eight values share their row, so the row is found once; lambda / 255 replaces the divisions. The
-// loads stay single bytes, since crop and flip leave nothing aligned, but a warp's fall into the
-// same few rows of three planes, and its next loads find them in the processor's cache.
+// loads stay single bytes, since crop and flip leave nothing aligned. But the loads of a warp fall into
+// the same few rows of three planes, so most of them find their sector in the processor's cache.
 
 enum { ROW_EIGHTS = IMAGE_CHANNELS * IMAGE_SIDE / EIGHT, IMAGE_EIGHTS = IMAGE_BYTES / EIGHT };
 
@@ -106,7 +98,7 @@ static __device__ float byte_of(const source_row &source, int x, int c) {
   return source.red[c * IMAGE_SIDE * IMAGE_SIDE + column];
 }
 
-// Thread i makes x's values 8 i .. 8 i + 7. count: eights in x
+// Thread i makes x's values 8 i .. 8 i + 7. count: how many times eight values x has
 static __global__ void mix_eight(int count, bf16 *x, const uint8_t *images, const sample *samples,
                                  const step_values *step) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;

@@ -9,19 +9,32 @@
 //     logits, dlogits   float [batch][10]        results[slot]   double: sums over the batch
 //
 // A batch is small: 128 images of 10 logits are 5 KB, and the time goes into starting the kernel
-// and into waiting for its first loads. So one thread takes a whole image, and all is about adding
-// up what the threads found: the first *reduction* of the course. Its order is fixed, because
-// floating point addition is not associative: the same batch must give the same bits whatever runs
-// first.
+// and into waiting for its first loads. So one thread takes a whole image, and the rest is adding up
+// what the threads found: the first *reduction* of the course. gpu/sums.h says how threads add up,
+// and why always in the same order; read it before the fast version below.
 //
-// An image's numbers are floats: each operation is off by 2^-24 of its result, expf and logf by up
-// to 2^-22, which makes p exact to 2^-19 of itself and an image's loss to 2^-20 (3 + spread), where
-// spread is the largest logit minus the smallest. Doubles, as in the reference, would cost nothing
-// on an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are doubles: a
-// handful.
+// How exact are floats here? Let u = 2^-24, half a float's spacing: an operation is off by u of its
+// result at most. expf and logf are off by 4 u at most (CUDA C++ Programming Guide, "Mathematical
+// Functions": 2 units in the last place). Let d[j] = logit[j] - largest, and spread the largest -d[j].
+//
+//     d[j]          one subtraction: off by u spread
+//     expf(d[j])    4 u of itself, and u |d[j]| of itself, since d[j] is off by that
+//     their sum     9 u for 9 additions that round, 4 u and, since the sum of p[j] |d[j]| over ten
+//                   classes is below 1.2 however the logits lie, 1.2 u: below 15 u of itself
+//     logf of it    at most log 10 = 2.3: 15 u, and 4 u of 2.3: below 25 u
+//     log p[j]      d[j] - log sum: u spread, 25 u, and u (spread + 2.3) for the subtraction
+//     t[j]          4 roundings at most: 4 u of itself
+//     loss          sum of t[j] |log p[j]|, where t[j] add up to 1: what log p[j] is off by, and
+//                   (4 + 9) u (spread + 2.3) for t[j] and for 9 additions that round (the compiler
+//                   makes product and sum one operation with one rounding)
+//
+// Together 15 u spread + 58 u: an image's loss is off by less than 2^-20 (4 + spread), and p[j], which
+// is expf(d[j]) / sum, by (20 + spread) u of itself. Doubles, as in the reference, would cost nothing on
+// an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are doubles: a handful.
 //
 // Checked by `make check`, against reference/smoothing.c.
 #include "gpu/gpu.h"
+#include "gpu/sums.h"
 
 #include <math.h>
 
@@ -74,6 +87,8 @@ static __device__ step_result one_image(const loss_arguments &a, int b) {
 
 // -- Plain: a thread an image, then one thread that adds up --------------------------------------
 
+enum { PLAIN_THREADS = 64 }; // of a block: a batch is too small for THREADS
+
 static __global__ void each_image(loss_arguments a, step_result *each) {
   const int b = blockIdx.x * blockDim.x + threadIdx.x;
   if (b < a.batch) each[b] = one_image(a, b);
@@ -94,10 +109,9 @@ static __global__ void add_images(loss_arguments a, const step_result *each) {
 static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_result *results,
                                 const real *logits, const uint8_t *labels, const sample *samples,
                                 const step_values *step) {
-  enum { THREADS = 64 };
   const loss_arguments a = {batch, smoothing, dlogits, results, logits, labels, samples, step};
   step_result *each = (step_result *)workspace(batch * sizeof *each);
-  launch("each_image", each_image, {divide_up(batch, THREADS), THREADS, 0}, a, each);
+  launch("each_image", each_image, {divide_up(batch, PLAIN_THREADS), PLAIN_THREADS, 0}, a, each);
   launch("add_images", add_images, {1, 1, 0}, a, each);
 }
 
@@ -106,32 +120,22 @@ static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_
 // What the plain version wastes: a second launch, some microseconds, most of them spent by a single
 // thread that fetches number after number from memory while the rest of the GPU stands by.
 //
-// The threads of one block can do better, because they can talk to each other in two ways:
-//
-//     within a warp    __shfl_xor_sync(mask, value, bits): take the value of the lane (thread of
-//                      the warp) whose number differs in `bits`. Five rounds, 16, 8, 4, 2, 1, and
-//                      each of the 32 lanes holds the sum of all, registers only.
-//     within a block   __shared__ memory: small, as fast as a cache, seen by the block's threads.
-//                      __syncthreads() waits until all of them have come there, with their stores.
+// The threads of one block can do better. First each warp adds up its lanes' sums by shuffles, then
+// one thread adds up the warps' sums, which lie in shared memory. A barrier, __syncthreads(), stands
+// between the two: behind it, each thread sees what all threads of the block stored before it.
 //
 //     image        0  1  2 ...  31 | 32 33  ...  63 | 64  ...     thread t: images t, t + threads..
 //     warp              0          |       1        |  ...
-//     shuffles       \  |  /            \  |  /                      a sum a warp
+//     shuffles       \  |  /            \  |  /                      a sum for each warp
 //     shared          [ 0 ]              [ 1 ]        ...            thread 0 adds them in order
 //
-// One block means one processor of the GPU; up to 1024 images, that is one image a thread, and more
-// processors would only wait for the same loads. Beyond, threads take several. Threads whose rows
-// lie 40 bytes apart make ragged requests, 7 times as many pieces as the bytes need; of 5 KB, let
-// them.
+// One block means one processor of the GPU. Up to 1024 images, that is one image for each thread, and
+// more processors would only wait for the same loads. Beyond that, threads take several images each.
+// The logits of neighbouring images lie 40 bytes apart, so a request of a warp touches 32 sectors where
+// 4 would hold as many bytes. That does not matter here: the ten requests of a warp touch the same
+// 40 sectors, which are in the processor's cache after the first.
 
-enum { LANES = 32, MOST_THREADS = 1024 };
-
-// The sum of all lanes' values, in every lane. Each round adds the same two numbers on both sides
-// of an exchange, so all lanes hold the same bits.
-static __device__ double sum_over_warp(double value) {
-  for (int bits = LANES / 2; bits; bits /= 2) value += __shfl_xor_sync(0xffffffff, value, bits);
-  return value;
-}
+enum { MOST_THREADS = 1024 };
 
 static __global__ void __launch_bounds__(MOST_THREADS) all_images(loss_arguments a) {
   __shared__ step_result of_warp[MOST_THREADS / LANES];

@@ -1,8 +1,9 @@
 // gpu/gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of operations
 // that the other .cu files fill.
 //
-// Each of them comes a second time as `cuda-plain` and `simt-plain`, with the plain kernel of each
-// file instead of the fast one. They exist to be read and to be checked, but they train as well.
+// Each device comes a second time, as `cuda-plain` and `simt-plain`, with the plain kernel of each
+// file instead of the fast one. The plain devices exist to be read and to be checked, but they train
+// as well.
 #include "gpu.h"
 
 #include "run/error.h"
@@ -57,9 +58,9 @@ static void release_device(void *memory) {
   check_cuda(cudaFree(memory), "cudaFree");
 }
 
-// Queued behind what has been launched. The host's bytes have been taken when it returns, because they
-// are pageable memory: CUDA Runtime API, "API synchronization behavior". cudaMemcpy would wait until
-// the queue is empty.
+// The copy is queued behind what has been launched. The host's bytes have been taken when the call
+// returns, because they are pageable memory: CUDA Runtime API, "API synchronization behavior".
+// cudaMemcpy would wait until the queue is empty.
 static void upload(void *device_memory, const void *host, size_t bytes) {
   check_cuda(cudaMemcpyAsync(device_memory, host, bytes, cudaMemcpyHostToDevice),
              "copy to the GPU");
@@ -127,7 +128,7 @@ static void download_activations(real *host, const void *activations, size_t cou
 static void fill(device *d, const char *name, bool plain) {
   d->name = name;
   d->activation_bytes = d->rounded_weight_bytes = sizeof(bf16);
-  d->asynchronous = true; // or as good as: so that the simulator runs what a GPU would
+  d->asynchronous = true; // the simulator is not, but so the same code runs for both
   d->allocate = allocate_device;
   d->release = release_device;
   d->upload = upload;
@@ -137,6 +138,7 @@ static void fill(device *d, const char *name, bool plain) {
   fill_mixup(d, plain);
   fill_conv(d, plain);
   fill_resnet18(d, plain);
+  fill_head(d, plain);
   fill_smoothing(d, plain);
   fill_sgd(d, plain);
 }
@@ -156,7 +158,7 @@ const device *cuda_device(bool plain, error *e) {
     return NULL;
   }
   cuda::check_cuda(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
-  const bool tensor_cores = gpu.major >= 8; // that know bf16
+  const bool tensor_cores = gpu.major >= 8; // older ones cannot multiply bf16
   cuda::fill(&d, plain ? "cuda-plain" : "cuda", plain);
   if (!tensor_cores) cuda::fill_conv(&d, true);
   d.free_bytes = cuda::free_bytes;

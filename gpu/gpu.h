@@ -1,16 +1,46 @@
-// gpu/gpu.h - the few words beyond plain CUDA in which the .cu files speak to a GPU.
+// gpu/gpu.h - how a GPU runs a program, and the few words beyond plain CUDA that the .cu files use.
+//
+// A *kernel* is a function that the GPU runs many times at once, each time in another *thread*. All
+// threads execute the same lines; a thread finds its part of the work from its number. Threads come
+// in groups:
+//
+//     warp    32 threads, its *lanes*, which execute each line together. What the lanes load or store
+//             at one line goes to memory as one *request*, cut into *sectors* of 32 bytes. Lanes that
+//             touch neighbouring bytes share sectors; lanes that touch bytes far apart cost a whole
+//             sector each.
+//     block   up to 1024 threads. They run on the same processor of the GPU (an H100 has 132) and can
+//             work together: they share a small, fast memory, and wait for each other at a barrier.
+//     grid    all blocks of one launch. They know nothing of each other and run in any order.
+//
+// A processor holds several blocks at once. While one warp waits for memory, another computes; so a
+// kernel is fast when there are enough warps, and when enough of their loads are under way.
+//
+//     __global__               a kernel, which the CPU launches
+//     __device__               a function that kernels call; __host__ __device__: the CPU as well
+//     __shared__               a variable of which each block has one
+//     __syncthreads()          the barrier: waits until all threads of the block have come to it
+//     __launch_bounds__(T, N)  blocks have at most T threads, and N blocks shall fit on a processor.
+//                              A processor has 65,536 registers, where variables live: the compiler
+//                              gives a thread 65,536 / (T N) of them at most. Without N: 65,536 / T.
+//     __restrict__             what this pointer leads to, no other pointer of the kernel writes: the
+//                              compiler may load from it before a store through another
+//     #pragma unroll           the loop is written out, so that array indices become constants and
+//                              the array can live in registers
+//     template <int N>         the compiler writes the function once for each N that it is used with,
+//                              as if N were a constant; with <typename T>, once for each type
 //
 // Each .cu file is compiled twice: by nvcc, for the device `cuda`, and by g++ on top of simt/, which
 // plays the GPU on a CPU, for the device `simt`. What only one of them knows is hidden here:
 //
-//     launch(name, kernel, {grid, block, shared bytes}, arguments...)   instead of kernel<<<...>>>
-//     DYNAMIC_SHARED(name)       the block's dynamic shared memory, as bytes
-//     copy_async, commit_copies, wait_for_copies       global -> shared memory behind one's back
-//     load_matrices, load_matrices_transposed, multiply_add              the tensor cores
-//     bf16, pairs and eights of it: how activations lie in memory
+//     launch(name, kernel, {grid, block, shared bytes}, arguments...)
+//         starts `grid` blocks of `block` threads; CUDA writes kernel<<<...>>>(...). name is for error
+//         messages. launch returns at once. The GPU works through launches in order, and a kernel
+//         sees all that earlier launches stored. Shared bytes: the size of DYNAMIC_SHARED.
+//     DYNAMIC_SHARED(name)
+//         the part of a block's shared memory whose size the launch decides, as bytes
 //
-// A bf16 is the upper half of a float: the same range, 8 bits of precision instead of 24. A tensor
-// core multiplies bf16 numbers exactly and adds in float.
+// No operation waits for a result, so a step is always the same list of launches. Such a list can be
+// recorded once and then started as a whole, step after step: the *recorded step* of device.h.
 #ifndef GPU_H
 #define GPU_H
 
@@ -30,11 +60,12 @@ namespace GPU {
 void fill_mixup(device *d, bool plain);
 void fill_conv(device *d, bool plain);
 void fill_resnet18(device *d, bool plain);
+void fill_head(device *d, bool plain);
 void fill_smoothing(device *d, bool plain);
 void fill_sgd(device *d, bool plain);
 
-// At least `bytes` of device memory for partial results, valid until the next call: operations run
-// one after another, so they share one piece. gpu.cu
+// At least `bytes` of device memory for partial results, valid until the next call. Operations run one
+// after another, so all share one piece. gpu.cu
 void *workspace(size_t bytes);
 
 static inline __host__ __device__ int divide_up(int a, int b) {
@@ -44,9 +75,12 @@ static inline __host__ __device__ int min_of(int a, int b) {
   return a < b ? a : b;
 }
 
-// Most kernels here run in blocks of so many threads: a multiple of 32, and enough of them to keep a
-// processor of the GPU busy while some wait for memory. mixup.cu explains blocks and threads.
-enum { THREADS = 256 };
+enum {
+  LANES = 32, // threads of a warp
+  // Threads of a block, in most kernels here: whole warps, and enough of them to keep a processor busy
+  // while some wait for memory.
+  THREADS = 256,
+};
 
 // Blocks of THREADS threads for `count` pieces of work, a thread each.
 static inline unsigned blocks_for(size_t count) {
@@ -59,6 +93,12 @@ static inline __device__ size_t thread_number() {
 }
 
 // -- bf16 -------------------------------------------------------------------------------------------
+//
+// A bf16 is the upper half of a float: sign, all 8 bits of the exponent, and 7 bits behind the point.
+// So a bf16 has a float's range, in half the memory, but 8 bits of precision instead of 24 (the bit
+// before the point is not stored, it is 1).
+//
+//     float   s eeeeeeee fffffff ffffffffffffffff          bf16   s eeeeeeee fffffff
 
 typedef struct {
   uint16_t bits;
@@ -84,7 +124,10 @@ static inline __host__ __device__ float to_float(bf16 x) {
   return bits_to_float((uint32_t)x.bits << 16);
 }
 
-// To the nearest, ties to even; a NaN stays one (its low half alone must not be what made it one).
+// To the nearest. Adding 0x7fff carries into the upper half where the lower one is more than 0x8000,
+// and adding 1 besides, where the upper half is odd, carries at 0x8000 itself: a tie goes to even. A
+// NaN has an exponent of ones and any fraction but 0. Its fraction may lie in the lower half alone,
+// and without that half it would be an infinity. So every NaN becomes the same one.
 static inline __host__ __device__ bf16 to_bf16(float x) {
   const uint32_t bits = float_to_bits(x);
   bf16 result;
@@ -95,7 +138,7 @@ static inline __host__ __device__ bf16 to_bf16(float x) {
   return result;
 }
 
-// Two neighbours in one register, the first in the low half.
+// Two neighbours in one register of 32 bits, the first in the low half.
 static inline __host__ __device__ uint32_t to_pair(float first, float second) {
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 800
   uint32_t pair; // the same rounding in one instruction
@@ -112,7 +155,8 @@ static inline __host__ __device__ float second_of(uint32_t pair) {
   return bits_to_float(pair & 0xffff0000);
 }
 
-// Eight neighbours: 16 bytes, the most that one thread can load or store at once.
+// Eight neighbours as floats. In memory they are 16 bytes, the most that one thread can load or store
+// at once; the address must be a multiple of 16.
 enum { EIGHT = 8 };
 typedef struct {
   float value[EIGHT];
@@ -146,7 +190,7 @@ typedef struct {
 
 template <typename... P, typename... A>
 static inline void launch(const char *name, void (*kernel)(P...), launch_shape s, A... arguments) {
-  enum { USUAL_LIMIT = 48 << 10 }; // beyond it a kernel has to ask
+  enum { USUAL_LIMIT = 48 << 10 }; // a kernel that wants more has to say so first
   if (s.shared_bytes > USUAL_LIMIT)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     (int)s.shared_bytes),
@@ -156,64 +200,6 @@ static inline void launch(const char *name, void (*kernel)(P...), launch_shape s
 }
 
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
-
-// -- Tensor cores and asynchronous copies: PTX, from sm_80 on ---------------------------------------
-
-// The instructions that a GPU has to be an sm_80 for. Older ones never get to a kernel that uses them:
-// gpu.cu gives them the plain convolution.
-#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
-#define SM_80(...) __trap()
-#else
-#define SM_80(...) asm volatile(__VA_ARGS__)
-#endif
-
-// 16 bytes from global to shared memory, both addresses multiples of 16, without a register between
-// and without waiting; zeroes where !valid. Seen by this thread after wait_for_copies, by others
-// after a barrier behind that. PTX ISA, "cp.async".
-static inline __device__ void copy_async(void *shared, const void *global, bool valid) {
-  const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
-  SM_80("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
-        : "memory");
-}
-// Closes a group of copies.
-static inline __device__ void commit_copies() {
-  SM_80("cp.async.commit_group;" ::: "memory");
-}
-// Waits until at most the newest `groups_left` groups are still under way.
-template <int groups_left> static inline __device__ void wait_for_copies() {
-  SM_80("cp.async.wait_group %0;" ::"n"(groups_left) : "memory");
-}
-
-// Four matrices of 8 x 8 bf16 from shared memory: lane l names row l % 8 of matrix l / 8 and
-// receives in to[j] elements 2 (l % 4) and the next of row l / 4 of matrix j; transposed, of column
-// l / 4. PTX ISA, "ldmatrix".
-static inline __device__ void load_matrices(uint32_t to[4], const void *row) {
-  const uint32_t from = (uint32_t)__cvta_generic_to_shared(row);
-  SM_80("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-        : "r"(from)
-        : "memory");
-}
-static inline __device__ void load_matrices_transposed(uint32_t to[4], const void *row) {
-  const uint32_t from = (uint32_t)__cvta_generic_to_shared(row);
-  SM_80("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-        : "r"(from)
-        : "memory");
-}
-
-// c += a b for a warp: a 16 x 16, b 16 x 8, c 16 x 8, spread over the lanes' registers. With
-// g = lane / 4 and t = 2 (lane % 4), pairs and floats are
-//     a[0]: a[g][t, t + 1]   a[1]: a[g + 8][t, ..]   a[2]: a[g][t + 8, ..]   a[3]: a[g + 8][t + 8, ..]
-//     b[0]: b[t, t + 1][g]   b[1]: b[t + 8, ..][g]
-//     c[0], c[1]: c[g][t, t + 1]                     c[2], c[3]: c[g + 8][t, t + 1]
-// PTX ISA, "mma.m16n8k16".
-static inline __device__ void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2]) {
-  SM_80("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
 
 #endif // __CUDACC__
 

@@ -297,7 +297,7 @@ static void multiply(void *data[WARP]) {
     for (int i = 0; i < 4; i++) lane[l]->c[i] = c[l / 4 + i / 2 * 8][2 * (l % 4) + i % 2];
 }
 
-void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2], site where) {
+void mma_16x8x16(float c[4], const uint32_t a[4], const uint32_t b[2], site where) {
   product request = {c, a, b};
   simt_together("mma", 0xffffffff, &request, multiply, where);
 }

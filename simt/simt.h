@@ -129,7 +129,7 @@ NOT_WATCHED static inline T atomicAdd(T *address, T value, site where = here()) 
   return before;
 }
 
-// The tensor cores' operations and asynchronous copies; gpu.h says what they do.
+// The tensor cores' operations and asynchronous copies; gpu/tile.h says what they do.
 void copy_async(void *shared, const void *global, bool valid, site where = here());
 void commit_copies();
 void simt_wait(int groups_left);
@@ -138,7 +138,7 @@ template <int groups_left> static inline void wait_for_copies() {
 }
 void load_matrices(uint32_t to[4], const void *row, site where = here());
 void load_matrices_transposed(uint32_t to[4], const void *row, site where = here());
-void multiply_add(float c[4], const uint32_t a[4], const uint32_t b[2], site where = here());
+void mma_16x8x16(float c[4], const uint32_t a[4], const uint32_t b[2], site where = here());
 
 // -- Launching a kernel, and its memory -----------------------------------------------------------
 

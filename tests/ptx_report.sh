@@ -13,7 +13,7 @@ object=$(mktemp)
 for arch in sm_80 sm_90; do
   for file in "$@"; do
     "$nvcc" -std=c++17 -O3 -arch=$arch -I. -Xptxas -v -c "$file" -o "$object" 2>&1 | c++filt |
-      sed "s/^/$arch $file: /"
+      sed "s|^|$arch $file: |"
   done
 done | awk '
   /: error|rror:/ { print; failed = 1 }

@@ -307,7 +307,7 @@ static __global__ void part_of_a_warp() {
   float c[4] = {0};
   const uint32_t a[4] = {0}, b[2] = {0};
   if (threadIdx.x == 9) return;
-  FIRST multiply_add(c, a, b);
+  FIRST mma_16x8x16(c, a, b);
 }
 static __global__ void nothing() {}
 

@@ -198,7 +198,7 @@ static uint32_t bf16_of(float value) {
 
 static __global__ void multiply_once(const uint32_t *a, const uint32_t *b, float *c) {
   const int lane = threadIdx.x;
-  multiply_add(c + 4 * lane, a + 4 * lane, b + 2 * lane);
+  mma_16x8x16(c + 4 * lane, a + 4 * lane, b + 2 * lane);
 }
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": with groupID = lane / 4
