@@ -179,7 +179,7 @@ static __device__ const bf16 *weight_address(const gather_job *g, const parity_c
                                              int number) {
   if (n >= g->to_channels || number >= of->terms) return NULL;
   if (!BACKWARD) return g->w + (size_t)n * of->terms + number;
-  const term t = term_of(&g->from, of, number);
+  const patch_term t = term_of(&g->from, of, number);
   const int r = of->rows.first_tap + of->rows.tap_spacing * t.row_tap;
   const int s = of->columns.first_tap + of->columns.tap_spacing * t.column_tap;
   return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->to_channels + n;

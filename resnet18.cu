@@ -93,8 +93,8 @@ static void normalise_values(const norm_shape *shape, void *y, const void *z, co
 // -- Batch normalisation, forward, fast ----------------------------------------------------------
 //
 // What the plain kernel wastes: a thread moves 2 bytes at a time where it could move 16, and for
-// each value it divides to find its channel and loads four constants, 16 bytes, twice what z and y
-// take.
+// each value it divides to find its channel and loads four constants, 16 bytes, four times what z and
+// y take.
 //
 // Below, a thread owns eight neighbouring channels for good, keeps their constants in registers, and
 // walks down the pixels. Blocks are two-dimensional, with channels along x and pixels along y.

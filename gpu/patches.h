@@ -6,13 +6,13 @@
 // nine times what the activation itself does. So nobody builds them: patch_at says where element
 // (m, k) lies in the activation, and tiles of the matrix are fetched from there ("implicit GEMM").
 //
-//     activation [batch][height][width][channels]          row m of the matrix, 3x3 taps:
+//     activation, one image:            row m of the matrix, for the pixel at e, 3x3 taps:
 //
-//         . . . . . .                                       | r0 s0 | r0 s1 | r0 s2 | r1 s0 | .. | r2 s2 |
-//         . a b c . .        computed: pixel m,               a       b       c       d            i
-//         . d e f . .        whose patch is a .. i
-//         . g h i . .                                       each letter: `channels` numbers, neighbours
-//         . . . . . .                                       in memory; zeroes where it is outside
+//         a b c . .                     |   a   |   b   |   c   |   d   |   e   | .. |   i   |
+//         d e f . .                       r0 s0   r0 s1   r0 s2   r1 s0   r1 s1        r2 s2
+//         g h i . .
+//         . . . . .                     each letter: a pixel's channels, neighbours in memory, or
+//                                       zeroes where the filter reaches beyond the image
 #ifndef GPU_PATCHES_H
 #define GPU_PATCHES_H
 
@@ -116,10 +116,10 @@ static inline __device__ place place_of(const parity_class *of, int m) {
 // Which tap along each axis, and which channel of the source, term number `number` is.
 typedef struct {
   int row_tap, column_tap, channel;
-} term;
+} patch_term;
 
-static inline __device__ term term_of(const patch_source *from, const parity_class *of,
-                                      int number) {
+static inline __device__ patch_term term_of(const patch_source *from, const parity_class *of,
+                                            int number) {
   const int tap = divide(number, from->by_channels), row = divide(tap, of->by_column_taps);
   return {row, tap - row * of->columns.taps, number - tap * from->channels};
 }
@@ -143,7 +143,7 @@ static inline __device__ corner corner_of(const patch_source *from, const parity
 // Where element `number` of the patch at a corner lies; NULL: it is zero.
 static inline __device__ const bf16 *patch_at(const patch_source *from, const parity_class *of,
                                               const corner *at, int number) {
-  const term t = term_of(from, of, number);
+  const patch_term t = term_of(from, of, number);
   const int h = at->h + of->rows.direction * t.row_tap;
   const int v = at->v + of->columns.direction * t.column_tap;
   if (number >= of->terms || h < 0 || h >= from->height || v < 0 || v >= from->width) return NULL;
