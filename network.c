@@ -1,4 +1,4 @@
-// network.c - ResNet-18 as a list of units and blocks, its forward and backward pass, its plan.
+// network.c - ResNet-18 as a list of units and blocks, its memory, its forward and backward pass.
 // network.h has the picture; every operation called here is explained in device.h.
 //
 // Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
