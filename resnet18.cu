@@ -55,7 +55,8 @@ static __global__ void finish_statistics(norm_shape shape, const double *sums, f
   const int c = (int)thread_number();
   if (c >= shape.channels) return;
   const double n = shape.pixels, mean = sums[c] / n;
-  const double variance = fmax(0.0, sums[shape.channels + c] / n - mean * mean);
+  const double difference = sums[shape.channels + c] / n - mean * mean;
+  const double variance = difference < 0 ? 0 : difference; // by rounding; fmax would lose a NaN
   saved_mean[c] = (float)mean;
   saved_inverse_std[c] = (float)(1 / sqrt(variance + NORM_EPSILON));
   running_mean[c] = (float)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);

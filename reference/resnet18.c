@@ -73,7 +73,8 @@ void reference_norm_forward(const norm_shape *shape, void *y, const void *z, con
   const double n = shape->pixels;
   for (int c = 0; c < shape->channels; c++) {
     const double mean = sums[c] / n;
-    const double variance = fmax(0, sums[shape->channels + c] / n - mean * mean);
+    const double difference = sums[shape->channels + c] / n - mean * mean;
+    const double variance = difference < 0 ? 0 : difference; // by rounding; fmax would lose a NaN
     saved_mean[c] = (real)mean;
     saved_inverse_std[c] = (real)(1 / sqrt(variance + NORM_EPSILON));
     running_mean[c] = (real)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);

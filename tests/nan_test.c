@@ -123,11 +123,12 @@ static void run_norm(const norm_case *c, const array on[PLACES], const void *sum
                       c->relu, on[MEAN].there, on[VARIANCE].there);
 }
 
-// A NaN in one place; in training, in place of the mean, in the sum that it is made of.
+// A NaN in one place; in training, in place of mean and variance, in the sum that each is made of.
 static void test_norm_place(const norm_case *c, int place, bool with_residual) {
   const size_t channels = (size_t)c->shape.channels, count = channels * (size_t)c->shape.pixels;
-  const bool each = place <= RESIDUAL, in_sum = c->training && place == MEAN;
+  const bool each = place <= RESIDUAL, in_sum = c->training && place >= MEAN;
   const size_t at = somewhere(each ? count : channels), sums_bytes = 2 * channels * sizeof(double);
+  static const char *const sums_of[] = {"the sum", "the sum of squares"};
   real *values[PLACES];
   array on[PLACES];
   char what[100];
@@ -136,7 +137,7 @@ static void test_norm_place(const norm_case *c, int place, bool with_residual) {
   values[VARIANCE] = absolute(values[VARIANCE], channels);
   for (size_t k = 0; k < 2 * channels; k++) sums[k] = c->shape.pixels * (k < channels ? 0.1 : 1);
   if (in_sum)
-    sums[at] = a_nan();
+    sums[(place == VARIANCE) * channels + at] = a_nan();
   else
     values[place][at] = a_nan();
   for (int i = 0; i < PLACES; i++)
@@ -146,11 +147,16 @@ static void test_norm_place(const norm_case *c, int place, bool with_residual) {
   snprintf(what, sizeof what, "%s %dx%d%s%s, y from %s",
            c->training ? "norm_forward" : "norm_inference", c->shape.pixels, c->shape.channels,
            c->relu ? ", ReLU" : "", with_residual ? ", residual" : "",
-           in_sum ? "the sum" : places[place]);
+           in_sum ? sums_of[place - MEAN] : places[place]);
   expect(&y, only(count, at, each ? 0 : channels), what);
   if (in_sum) {
-    expect(&mean, only(channels, at, 0), "norm_forward, the saved mean");
-    expect(&on[MEAN], only(channels, at, 0), "norm_forward, the running mean");
+    const real *there = only(channels, at, 0);
+    if (place == MEAN) {
+      expect(&mean, there, "norm_forward, the saved mean");
+      expect(&on[MEAN], there, "norm_forward, the running mean");
+    }
+    expect(&std, there, "norm_forward, the saved deviation");
+    expect(&on[VARIANCE], there, "norm_forward, the running variance");
   }
   let_go();
 }
@@ -159,7 +165,7 @@ static void test_norm(int pixels, int channels) {
   for (int variant = 0; variant < 8; variant++) {
     const norm_case c = {{pixels, channels}, variant & 1, variant & 2};
     const bool with_residual = variant & 4;
-    for (int place = 0; place < (c.training ? VARIANCE : PLACES); place++)
+    for (int place = 0; place < PLACES; place++)
       if (place != RESIDUAL || with_residual) test_norm_place(&c, place, with_residual);
     release();
   }
