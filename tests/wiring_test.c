@@ -149,6 +149,10 @@ static void check_epoch(trial *t, int k, const sums *trained) {
   check_number(t, epoch, "train_accuracy", trained->correct / trained->images);
   check_number(t, epoch, "test_loss", tested.loss / TEST);
   check_number(t, epoch, "test_accuracy", tested.correct / TEST);
+  reference_cross_entropy(TEST, 0, NULL, &tested, n->logits, labels, samples, &values);
+  const double nll = tested.loss / TEST;
+  check_error(fabs(logged(epoch, "test_nll") - nll) / nll, 5e-9,
+              "%s: epoch %d, test_nll in the log", t->asked.name, epoch);
   check_error(fabs(logged(epoch, "lr") - rate) / rate, 5e-9, "%s: epoch %d, lr in the log",
               t->asked.name, epoch);
 }
