@@ -171,9 +171,9 @@ static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *of,
   return g->to + ((size_t)(at.image * g->to_height + h) * g->to_width + v) * g->to_channels;
 }
 
-// B(n, k): the weight of column n, a channel of `to`, for term k of the patch. Forward, a filter's taps
-// and channels lie in w as patches count them: lines along k. Backward, the neighbours of a weight are
-// those of the next channels of x, for the same tap and filter: lines along n.
+// B(n, k): the weight of column n, a channel of `to`, for term k of the patch. Forward, a filter's
+// taps and channels lie in w as patches count them: lines along k. Backward, the neighbours of a
+// weight are those of the next channels of x, for the same tap and filter: lines along n.
 template <bool BACKWARD>
 static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *of, int n,
                                              int number) {
@@ -185,7 +185,8 @@ static __device__ const bf16 *weight_address(const gather_job *g, const parity_c
   return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->to_channels + n;
 }
 
-// The warps' sums, as bf16, to the staged tile in shared memory, with what was in `to` where that counts.
+// The warps' sums, as bf16, to the staged tile in shared memory, with what was in `to` where that
+// counts.
 template <typename tile>
 static __device__ void stage_tile(const tile *t, bf16 *staged, const gather_job *g,
                                   const parity_class *of, int first_row, int first_column) {
@@ -200,8 +201,9 @@ static __device__ void stage_tile(const tile *t, bf16 *staged, const gather_job 
   });
 }
 
-// The result, from registers to memory. With partials, also the sums that batch normalisation needs,
-// which would otherwise have to read all of z again: rows beyond the last pixel are zeroes in them.
+// The result, from registers to memory. With partials, also the sums that batch normalisation
+// needs, which would otherwise have to read all of z again: rows beyond the last pixel are zeroes
+// in them.
 template <typename tile>
 static __device__ void store_result(const tile *t, bf16 *shared, const gather_job *g,
                                     const parity_class *of, int first_row, int first_column) {
@@ -273,8 +275,8 @@ static void launch_gather(const gather_job *g, int class_count, double *sums) {
            with_sums.partials, tiles, columns);
 }
 
-// The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512 channels are
-// only 64 such tiles: half of a large GPU would have nothing to do.
+// The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512
+// channels are only 64 such tiles: half of a large GPU would have nothing to do.
 template <bool BACKWARD> static void choose_gather(const gather_job *g, int classes, double *sums) {
   if (g->from.channels % EIGHT || g->to_channels % EIGHT)
     launch_gather<128, 64, BACKWARD, false>(g, classes, sums);
@@ -318,10 +320,11 @@ static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, c
 
 // -- 3. Weight gradient -------------------------------------------------------------------------------
 
-// The weight gradient's result is small and its sum is long: 64 x 576 numbers of 131,072 terms each in
-// the first stage of the network. So the sum is cut into parts for as many blocks as a GPU has room
-// for, and the parts are added by a second kernel, in order. Its B is the output's A, the other way
-// round: a column for each tap and channel of the patches, a term of the sum for each pixel of z.
+// The weight gradient's result is small and its sum is long: 64 x 576 numbers of 131,072 terms each
+// in the first stage of the network. So the sum is cut into parts for as many blocks as a GPU has
+// room for, and the parts are added by a second kernel, in order. Its B is the output's A, the
+// other way round: a column for each tap and channel of the patches, a term of the sum for each
+// pixel of z.
 typedef struct {
   float *to;      // [parts][filters][pitch]: dw itself, or the workspace
   const bf16 *dz; // [pixels][filters]
@@ -363,8 +366,8 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   });
 }
 
-// dw: the sums over all parts, without the columns of padding. They are added in float, as the parts
-// were: a part has 256 terms or more, and there are fewer than 256 parts or so.
+// dw: the sums over all parts, without the columns of padding. They are added in float: there are
+// 256 parts at most, each a sum in float itself.
 static __global__ void add_parts(float *dw, const float *partials, int parts, int filters,
                                  int columns, int pitch) {
   const int i = (int)thread_number(), row = i / pitch, column = i % pitch;

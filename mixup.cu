@@ -61,17 +61,19 @@ static void mix_images_plain(int batch, void *x, const uint8_t *images, const sa
 
 // -- Fast: one thread makes eight neighbouring values --------------------------------------------
 //
-// What the plain kernel wastes. Memory first: a thread can store up to 16 bytes at once, so a warp can
-// store 512 in one request. The plain kernel's warps store 32 values of 2 bytes, 64 bytes a request.
-// Then arithmetic: each thread finds out for a single value where its row lies in two images, loads
-// two samples of 20 bytes for it, and divides twice, which takes a GPU some ten instructions each.
+// What the plain kernel wastes. Memory first: a thread can store up to 16 bytes at once, so a warp
+// can store 512 in one request. The plain kernel's warps store 32 values of 2 bytes, 64 bytes a
+// request. Then arithmetic: each thread finds out for a single value where its row lies in two
+// images, loads two samples of 20 bytes for it, and divides twice, which takes a GPU some ten
+// instructions each.
 //
 //     a row of x:  96 values = 12 times 8      | r g b r g b r g | b r g b r g b r | ...
 //     thread       eight values, 16 bytes      |    thread 0     |    thread 1     | ...
 //
 // Eight values share their row, so the row is found once; lambda / 255 replaces the divisions. The
-// loads stay single bytes, since crop and flip leave nothing aligned. But the loads of a warp fall into
-// the same few rows of three planes, so most of them find their sector in the processor's cache.
+// loads stay single bytes, since crop and flip leave nothing aligned. But the loads of a warp fall
+// into the same few rows of three planes, so most of them find their sector in the processor's
+// cache.
 
 enum { ROW_EIGHTS = IMAGE_CHANNELS * IMAGE_SIDE / EIGHT, IMAGE_EIGHTS = IMAGE_BYTES / EIGHT };
 

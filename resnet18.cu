@@ -1,5 +1,6 @@
-// resnet18.cu - batch normalisation, with the residual sum and ReLU that follow it in a residual block.
-// reference/resnet18.c derives the formulas; the rest of the network is in gpu/head.cu and conv.cu.
+// resnet18.cu - batch normalisation, with the residual sum and ReLU that follow it in a residual
+// block. reference/resnet18.c derives the formulas; the rest of the network is in gpu/head.cu and
+// conv.cu.
 //
 //     forward    y = act(gamma (z - mean) inverse_std + beta + residual)
 //     backward   g = dy where y > 0, else 0 (without ReLU: dy)        xhat = (z - mean) inverse_std
@@ -41,14 +42,14 @@ typedef struct {
 
 // -- Batch normalisation, forward, plain: a thread a value ---------------------------------------
 
-// Mean and variance of a channel, from the sums of z and z z that the convolution added up. Both the
-// plain and the fast device use this kernel, a thread for each channel.
+// Mean and variance of a channel, from the sums of z and z z that the convolution added up. Both
+// the plain and the fast device use this kernel, a thread for each channel.
 //
-// The sums are doubles, because variance = sum of squares / n - mean^2 subtracts two numbers that may
-// be nearly equal. Where the mean is 100 times the standard deviation, both are 10^4 times their
-// difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the difference would be
-// off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers. In double, a rounding is
-// 2^-53 = 1e-16, and as many digits may cancel without harm.
+// The sums are doubles, because variance = sum of squares / n - mean^2 subtracts two numbers that
+// may be nearly equal. Where the mean is 100 times the standard deviation, both are 10^4 times
+// their difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the difference
+// would be off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers. In double, a
+// rounding is 2^-53 = 1e-16, and as many digits may cancel without harm.
 static __global__ void finish_statistics(norm_shape shape, const double *sums, float *running_mean,
                                          float *running_var, float *saved_mean,
                                          float *saved_inverse_std) {
@@ -94,11 +95,11 @@ static void normalise_values(const norm_shape *shape, void *y, const void *z, co
 // -- Batch normalisation, forward, fast ----------------------------------------------------------
 //
 // What the plain kernel wastes: a thread moves 2 bytes at a time where it could move 16, and for
-// each value it divides to find its channel and loads four constants, 16 bytes, four times what z and
-// y take.
+// each value it divides to find its channel and loads four constants, 16 bytes, four times what z
+// and y take.
 //
-// Below, a thread owns eight neighbouring channels for good, keeps their constants in registers, and
-// walks down the pixels. Blocks are two-dimensional, with channels along x and pixels along y.
+// Below, a thread owns eight neighbouring channels for good, keeps their constants in registers,
+// and walks down the pixels. Blocks are two-dimensional, with channels along x and pixels along y.
 // Threads of a warp are numbered along x first, so a warp reads one unbroken stretch:
 //
 //                  channels / 8 -->
@@ -109,8 +110,8 @@ static void normalise_values(const norm_shape *shape, void *y, const void *z, co
 //        down    | tx0, ty0 | ..                   the same threads again,
 //     down + 1   | tx0, ty1 | ..                   `run` times in all
 //
-// Where the number of channels is no multiple of 8, eight neighbours would belong to two pixels: the
-// plain kernels take those shapes.
+// Where the number of channels is no multiple of 8, eight neighbours would belong to two pixels:
+// the plain kernels take those shapes.
 
 enum {
   MOST_ACROSS = 32, // 512 unbroken bytes are all that a warp can ask for at once
@@ -123,7 +124,8 @@ typedef struct {
   int run;          // pixels a thread
 } tiling;
 
-// run: pixels a thread. If it is 0, as many as leave `most_blocks` blocks, at least RUN, at most 64.
+// run: pixels a thread. If it is 0, as many as leave `most_blocks` blocks, at least RUN, at most
+// 64.
 static tiling tiling_of(const norm_shape *shape, int run, int most_blocks) {
   const int eights = shape->channels / EIGHT, across = min_of(eights, MOST_ACROSS);
   const int down = THREADS / across, tiles = divide_up(eights, across);
@@ -265,8 +267,9 @@ static void backward_values(const norm_shape *shape, const upstream &u, void *dz
 //     the strips  partial[strip][2][channels] in workspace     by the next kernel, in order, double
 //
 // Only the first 64 additions are in float: an error of at most 64 x 2^-24 = 4e-6 of the sum of the
-// terms' sizes, usually ten times less, and less than the 2^-8 that rounding each dy to bf16 has cost
-// before. How pixels are cut depends on the shape alone, not on the GPU: every GPU gets the same bits.
+// terms' sizes, usually ten times less, and less than the 2^-8 that rounding each dy to bf16 has
+// cost before. How pixels are cut depends on the shape alone, not on the GPU: every GPU gets the
+// same bits.
 
 enum {
   // Strips for the sums: about four blocks for each processor of an H100. More would take no less time
@@ -287,9 +290,9 @@ static __device__ float8 load_gradient(const upstream &u, size_t at) {
 // Sums of a block's threads, in shared memory: [g or g (z - mean)][which of a thread's channels],
 // then the thread. Shared memory consists of 32 *banks*, which own the floats in turn, and a bank
 // serves one address at a time. The threads of a warp store to neighbouring floats: all banks, no
-// waiting. Below, each 8 threads of a warp read the 8 channels of one thread, 8 rows of `shared`, and
-// the next 8 those of the next thread, one float further. Were a row 256 floats long, the 8 would lie
-// in one bank. With 260, they are 4 banks apart, and four such groups fill the gaps.
+// waiting. Below, each 8 threads of a warp read the 8 channels of one thread, 8 rows of `shared`,
+// and the next 8 those of the next thread, one float further. Were a row 256 floats long, the 8
+// would lie in one bank. With 260, they are 4 banks apart, and four such groups fill the gaps.
 enum { SUMS = 2 * EIGHT, PITCH = THREADS + 4 };
 
 // Adds up the rows of threads and stores the block's part of partial[strip][2][channels].

@@ -3,18 +3,19 @@
 //     v = momentum v + (g + weight_decay w)
 //     w = w - learning_rate v                      (reference/sgd.c says where this comes from)
 //
-// Weights exist twice. A bf16 has 8 bits of precision: two neighbours are at least 1/256 of their size
-// apart, and a step of less than half of that, 1/512 of a weight, rounds to no step at all. Late in
-// training most steps are that small. So w, g and v are floats, the *master weights* that only this
-// file reads. Each update also writes `rounded`, w rounded to bf16, with which convolutions and the
-// linear layer multiply.
+// Weights exist twice. A bf16 has 8 bits of precision: two neighbours are at least 1/256 of their
+// size apart, and a step of less than half of that, 1/512 of a weight, rounds to no step at all.
+// Late in training most steps are that small. So w, g and v are floats, the *master weights* that
+// only this file reads. Each update also writes `rounded`, w rounded to bf16, with which
+// convolutions and the linear layer multiply.
 //
 //     w, g, v   float [count]      rounded   bf16 [count]      count: 11,173,962 at width 64
 //
 // The arithmetic is nothing: four operations for 22 bytes that have to move (three floats in, two
 // floats and a bf16 out). A step moves 246 MB, which takes 80 microseconds at an H100's 3 TB/s. A
-// kernel like that is *memory-bound*. What counts is that memory stays busy: enough loads under way at
-// any time, each as wide as it can be. All parameters lie one after another, so one launch updates all.
+// kernel like that is *memory-bound*. What counts is that memory stays busy: enough loads under way
+// at any time, each as wide as it can be. All parameters lie one after another, so one launch
+// updates all.
 //
 // Checked by `make check`, against reference/sgd.c.
 #include "gpu/gpu.h"
@@ -48,15 +49,16 @@ static void sgd_update_plain(const parameters *p, const step_values *step, float
 
 // -- Fast: a thread four parameters --------------------------------------------------------------
 //
-// The plain kernel is nearly right: threads of a warp touch neighbouring addresses, so a request has no
-// sector more than it needs (it is *coalesced*). But it moves 4 bytes for a thread, 128 for a warp. The
-// processors could move the same bytes with a quarter of the instructions, and with a quarter of the
-// requests under way. A float4 is four floats that a thread loads or stores with one instruction: 16
-// bytes, the most there is, at an address that must be a multiple of 16.
+// The plain kernel is nearly right: threads of a warp touch neighbouring addresses, so a request
+// has no sector more than it needs (it is *coalesced*). But it moves 4 bytes for a thread, 128 for
+// a warp. The processors could move the same bytes with a quarter of the instructions, and with a
+// quarter of the requests under way. A float4 is four floats that a thread loads or stores with one
+// instruction: 16 bytes, the most there is, at an address that must be a multiple of 16.
 //
-// Why not eight parameters for each thread? The bf16 store would then have 16 bytes as well. But eight
-// floats are two float4, and each of the two requests would leave out every other 16 bytes. With four,
-// each request of a warp covers one unbroken stretch of memory (512 bytes of floats, 256 of bf16).
+// Why not eight parameters for each thread? The bf16 store would then have 16 bytes as well. But
+// eight floats are two float4, and each of the two requests would leave out every other 16 bytes.
+// With four, each request of a warp covers one unbroken stretch of memory (512 bytes of floats, 256
+// of bf16).
 //
 //     w    | 0  1  2  3 | 4  5  6  7 | ... | 124 .. 127 |      one warp, one request
 //            thread 0     thread 1           thread 31

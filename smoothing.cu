@@ -9,13 +9,14 @@
 //     logits, dlogits   float [batch][10]        results[slot]   double: sums over the batch
 //
 // A batch is small: 128 images of 10 logits are 5 KB, and the time goes into starting the kernel
-// and into waiting for its first loads. So one thread takes a whole image, and the rest is adding up
-// what the threads found: the first *reduction* of the course. gpu/sums.h says how threads add up,
-// and why always in the same order; read it before the fast version below.
+// and into waiting for its first loads. So one thread takes a whole image, and the rest is adding
+// up what the threads found: the first *reduction* of the course. gpu/sums.h says how threads add
+// up, and why always in the same order; read it before the fast version below.
 //
 // How exact are floats here? Let u = 2^-24, half a float's spacing: an operation is off by u of its
 // result at most. expf and logf are off by 4 u at most (CUDA C++ Programming Guide, "Mathematical
-// Functions": 2 units in the last place). Let d[j] = logit[j] - largest, and spread the largest -d[j].
+// Functions": 2 units in the last place). Let d[j] = logit[j] - largest, and spread the largest
+// -d[j].
 //
 //     d[j]          one subtraction: off by u spread
 //     expf(d[j])    4 u of itself, and u |d[j]| of itself, since d[j] is off by that
@@ -28,9 +29,10 @@
 //                   (4 + 9) u (spread + 2.3) for t[j] and for 9 additions that round (the compiler
 //                   makes product and sum one operation with one rounding)
 //
-// Together 15 u spread + 58 u: an image's loss is off by less than 2^-20 (4 + spread), and p[j], which
-// is expf(d[j]) / sum, by (20 + spread) u of itself. Doubles, as in the reference, would cost nothing on
-// an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are doubles: a handful.
+// Together 15 u spread + 58 u: an image's loss is off by less than 2^-20 (4 + spread), and p[j],
+// which is expf(d[j]) / sum, by (20 + spread) u of itself. Doubles, as in the reference, would cost
+// nothing on an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are
+// doubles: a handful.
 //
 // Checked by `make check`, against reference/smoothing.c.
 #include "gpu/gpu.h"
@@ -121,19 +123,20 @@ static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_
 // thread that fetches number after number from memory while the rest of the GPU stands by.
 //
 // The threads of one block can do better. First each warp adds up its lanes' sums by shuffles, then
-// one thread adds up the warps' sums, which lie in shared memory. A barrier, __syncthreads(), stands
-// between the two: behind it, each thread sees what all threads of the block stored before it.
+// one thread adds up the warps' sums, which lie in shared memory. A barrier, __syncthreads(),
+// stands between the two: behind it, each thread sees what all threads of the block stored before
+// it.
 //
 //     image        0  1  2 ...  31 | 32 33  ...  63 | 64  ...     thread t: images t, t + threads..
 //     warp              0          |       1        |  ...
 //     shuffles       \  |  /            \  |  /                      a sum for each warp
 //     shared          [ 0 ]              [ 1 ]        ...            thread 0 adds them in order
 //
-// One block means one processor of the GPU. Up to 1024 images, that is one image for each thread, and
-// more processors would only wait for the same loads. Beyond that, threads take several images each.
-// The logits of neighbouring images lie 40 bytes apart, so a request of a warp touches 32 sectors where
-// 4 would hold as many bytes. That does not matter here: the ten requests of a warp touch the same
-// 40 sectors, which are in the processor's cache after the first.
+// One block means one processor of the GPU. Up to 1024 images, that is one image for each thread,
+// and more processors would only wait for the same loads. Beyond that, threads take several images
+// each. The logits of neighbouring images lie 40 bytes apart, so a request of a warp touches 32
+// sectors where 4 would hold as many bytes. That does not matter here: the ten requests of a warp
+// touch the same 40 sectors, which are in the processor's cache after the first.
 
 enum { MOST_THREADS = 1024 };
 

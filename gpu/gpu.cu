@@ -1,9 +1,9 @@
-// gpu/gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of operations
-// that the other .cu files fill.
+// gpu/gpu.cu - the devices `cuda` and `simt`: their memory, their errors, and the table of
+// operations that the other .cu files fill.
 //
 // Each device comes a second time, as `cuda-plain` and `simt-plain`, with the plain kernel of each
-// file instead of the fast one. The plain devices exist to be read and to be checked, but they train
-// as well.
+// file instead of the fast one. The plain devices exist to be read and to be checked, but they
+// train as well.
 #include "gpu.h"
 
 #include "run/error.h"

@@ -29,8 +29,8 @@
 //     template <int N>         the compiler writes the function once for each N that it is used with,
 //                              as if N were a constant; with <typename T>, once for each type
 //
-// Each .cu file is compiled twice: by nvcc, for the device `cuda`, and by g++ on top of simt/, which
-// plays the GPU on a CPU, for the device `simt`. What only one of them knows is hidden here:
+// Each .cu file is compiled twice: by nvcc, for the device `cuda`, and by g++ on top of simt/,
+// which plays the GPU on a CPU, for the device `simt`. What only one of them knows is hidden here:
 //
 //     launch(name, kernel, {grid, block, shared bytes}, arguments...)
 //         starts `grid` blocks of `block` threads; CUDA writes kernel<<<...>>>(...). name is for error
@@ -39,8 +39,8 @@
 //     DYNAMIC_SHARED(name)
 //         the part of a block's shared memory whose size the launch decides, as bytes
 //
-// No operation waits for a result, so a step is always the same list of launches. Such a list can be
-// recorded once and then started as a whole, step after step: the *recorded step* of device.h.
+// No operation waits for a result, so a step is always the same list of launches. Such a list can
+// be recorded once and then started as a whole, step after step: the *recorded step* of device.h.
 #ifndef GPU_H
 #define GPU_H
 
@@ -64,8 +64,8 @@ void fill_head(device *d, bool plain);
 void fill_smoothing(device *d, bool plain);
 void fill_sgd(device *d, bool plain);
 
-// At least `bytes` of device memory for partial results, valid until the next call. Operations run one
-// after another, so all share one piece. gpu.cu
+// At least `bytes` of device memory for partial results, valid until the next call. Operations run
+// one after another, so all share one piece. gpu.cu
 void *workspace(size_t bytes);
 
 static inline __host__ __device__ int divide_up(int a, int b) {
@@ -94,9 +94,9 @@ static inline __device__ size_t thread_number() {
 
 // -- bf16 -------------------------------------------------------------------------------------------
 //
-// A bf16 is the upper half of a float: sign, all 8 bits of the exponent, and 7 bits behind the point.
-// So a bf16 has a float's range, in half the memory, but 8 bits of precision instead of 24 (the bit
-// before the point is not stored, it is 1).
+// A bf16 is the upper half of a float: sign, all 8 bits of the exponent, and 7 bits behind the
+// point. So a bf16 has a float's range, in half the memory, but 8 bits of precision instead of 24
+// (the bit before the point is not stored, it is 1).
 //
 //     float   s eeeeeeee fffffff ffffffffffffffff          bf16   s eeeeeeee fffffff
 
@@ -124,10 +124,10 @@ static inline __host__ __device__ float to_float(bf16 x) {
   return bits_to_float((uint32_t)x.bits << 16);
 }
 
-// To the nearest. Adding 0x7fff carries into the upper half where the lower one is more than 0x8000,
-// and adding 1 besides, where the upper half is odd, carries at 0x8000 itself: a tie goes to even. A
-// NaN has an exponent of ones and any fraction but 0. Its fraction may lie in the lower half alone,
-// and without that half it would be an infinity. So every NaN becomes the same one.
+// To the nearest. Adding 0x7fff carries into the upper half where the lower one is more than
+// 0x8000, and adding 1 besides, where the upper half is odd, carries at 0x8000 itself: a tie goes
+// to even. A NaN has an exponent of ones and any fraction but 0. Its fraction may lie in the lower
+// half alone, and without that half it would be an infinity. So every NaN becomes the same one.
 static inline __host__ __device__ bf16 to_bf16(float x) {
   const uint32_t bits = float_to_bits(x);
   bf16 result;
@@ -155,8 +155,8 @@ static inline __host__ __device__ float second_of(uint32_t pair) {
   return bits_to_float(pair & 0xffff0000);
 }
 
-// Eight neighbours as floats. In memory they are 16 bytes, the most that one thread can load or store
-// at once; the address must be a multiple of 16.
+// Eight neighbours as floats. In memory they are 16 bytes, the most that one thread can load or
+// store at once; the address must be a multiple of 16.
 enum { EIGHT = 8 };
 typedef struct {
   float value[EIGHT];

@@ -1,5 +1,5 @@
-// gpu/head.cu - the head of the network: average pool, and the linear layer that makes logits of what
-// the pool leaves. reference/resnet18.c defines both.
+// gpu/head.cu - the head of the network: average pool, and the linear layer that makes logits of
+// what the pool leaves. reference/resnet18.c defines both.
 //
 //     pool      y[b][c] = mean of x[b][.][.][c]             dx = dy / pixels at each pixel
 //     linear    logits[b][o] = bias[o] + sum over c of x[b][c] w[o][c]
@@ -10,9 +10,9 @@
 //     logits, dlogits, bias, dw, dbias   float: [batch][10], [10], [10][channels]
 //
 // The head is small. At width 64 and batch 128, the pool reads 2 MB, and each of the linear layer's
-// three products takes 0.66 million multiplications, where the network's first 3x3 convolution between
-// 64 channels takes 4,800 million. But little work is not yet quick work: a thread that adds up 512
-// numbers one after another waits 512 times. Only many short chains keep a GPU busy.
+// three products takes 0.66 million multiplications, where the network's first 3x3 convolution
+// between 64 channels takes 4,800 million. But little work is not yet quick work: a thread that
+// adds up 512 numbers one after another waits 512 times. Only many short chains keep a GPU busy.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c.
 #include "gpu/gpu.h"
@@ -22,9 +22,9 @@ namespace GPU {
 
 // -- Average pool: plain and fast are the same ---------------------------------------------------
 //
-// x is the network's smallest activation, [batch][4][4][512]. With a thread for each value of y, or of
-// dx, the lanes of a warp touch neighbours, and a request is one unbroken stretch of memory. Threads
-// that move eight values each would save a microsecond in two thousand.
+// x is the network's smallest activation, [batch][4][4][512]. With a thread for each value of y, or
+// of dx, the lanes of a warp touch neighbours, and a request is one unbroken stretch of memory.
+// Threads that move eight values each would save a microsecond in two thousand.
 
 static __global__ void average(int batch, int pixels, int channels, bf16 *y, const bf16 *x) {
   const int i = (int)thread_number();
@@ -71,8 +71,8 @@ static void linear_forward_plain(int batch, int channels, real *logits, const vo
          channels, logits, x, w, bias);
 }
 
-// Thread i makes dx[b][c]. The fast device uses this kernel too: a thread has ten loads of w, and those
-// of a warp are neighbours.
+// Thread i makes dx[b][c]. The fast device uses this kernel too: a thread has ten loads of w, and
+// those of a warp are neighbours.
 static __global__ void linear_input(int batch, int channels, bf16 *dx, const float *dlogits,
                                     const bf16 *w) {
   const int i = (int)thread_number(), b = i / channels, c = i % channels;
@@ -83,7 +83,8 @@ static __global__ void linear_input(int batch, int channels, bf16 *dx, const flo
   dx[i] = to_bf16(sum);
 }
 
-// Thread i makes dw[o][c]. One column more, c = channels, is that of an input that is always 1: dbias[o].
+// Thread i makes dw[o][c]. One column more, c = channels, is that of an input that is always 1:
+// dbias[o].
 static __global__ void linear_weight(int batch, int channels, float *dw, float *dbias,
                                      const float *dlogits, const bf16 *x) {
   const int i = (int)thread_number(), o = i / (channels + 1), c = i % (channels + 1);
@@ -107,9 +108,9 @@ static void linear_backward_plain(int batch, int channels, void *dx, real *dw, r
 
 // -- Linear layer, fast --------------------------------------------------------------------------
 //
-// What the plain kernels waste: few threads do all of the work, each in a long chain. Forward, 1,280
-// threads add up 512 products each, and neighbouring threads moreover read different rows of w. For
-// dw, 5,130 threads add up 128. Shorter chains:
+// What the plain kernels waste: few threads do all of the work, each in a long chain. Forward,
+// 1,280 threads add up 512 products each, and neighbouring threads moreover read different rows of
+// w. For dw, 5,130 threads add up 128. Shorter chains:
 //
 //     forward     a warp for each logit. Its lanes take eight channels of x and w at a time, in turn,
 //                 and add up by shuffles (gpu/sums.h): with 512 channels, twice eight each.

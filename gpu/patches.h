@@ -1,10 +1,11 @@
 // gpu/patches.h - which pixels a convolution's filter meets, as a matrix that is never built.
 //
 // A convolution is a matrix product (conv.cu). One of its matrices has a row for each pixel that is
-// computed, and in it everything that the filter covers there, the *patch*: taps x channels numbers. A
-// *tap* is one position (r, s) of the filter. Built in memory, the patches of a 3x3 filter would take
-// nine times what the activation itself does. So nobody builds them: patch_at says where element
-// (m, k) lies in the activation, and tiles of the matrix are fetched from there ("implicit GEMM").
+// computed, and in it everything that the filter covers there, the *patch*: taps x channels
+// numbers. A *tap* is one position (r, s) of the filter. Built in memory, the patches of a 3x3
+// filter would take nine times what the activation itself does. So nobody builds them: patch_at
+// says where element (m, k) lies in the activation, and tiles of the matrix are fetched from there
+// ("implicit GEMM").
 //
 //     activation, one image:            row m of the matrix, for the pixel at e, 3x3 taps:
 //
@@ -29,13 +30,13 @@ typedef struct {
 } patch_source;
 
 // One direction, rows or columns, of the pixels that are computed and of their patches. Number i of
-// these pixels is row (or column) first + spacing i. Its tap number j is row (or column) first_tap +
-// tap_spacing j of the filter, and meets scale i + offset + direction j of the source.
+// these pixels is row (or column) first + spacing i. Its tap number j is row (or column)
+// first_tap + tap_spacing j of the filter, and meets scale i + offset + direction j of the source.
 //
 // Forward, z's row p meets row h = stride p - padding + r of x in filter row r. The input gradient
-// asks the other way round: dx's row h meets row p = (h + padding - r) / stride of dz, if that is whole.
-// With stride 2 it is whole only where h + padding - r is even, so rows with even h meet other taps than
-// rows with odd h. Take a 3x3 filter (padding 1), an x of 4 rows, z of 2:
+// asks the other way round: dx's row h meets row p = (h + padding - r) / stride of dz, if that is
+// whole. With stride 2 it is whole only where h + padding - r is even, so rows with even h meet
+// other taps than rows with odd h. Take a 3x3 filter (padding 1), an x of 4 rows, z of 2:
 //
 //     h = 0    r = 1 meets p = 0
 //     h = 1    r = 0 meets p = 1    r = 2 meets p = 0
@@ -47,11 +48,13 @@ typedef struct {
 //     dx, h even     0       2       2      1       0       -1          1           2         1
 //     dx, h odd      1       2       2      1       1       -1          0           2         2
 //
-// Check: h = 3 is number i = 1 of the odd ones, its taps j = 0 and 1 meet 1 + 1 - 0 = 2 and 1 + 1 - 1 = 1.
+// Check: h = 3 is number i = 1 of the odd rows. Its taps j = 0 and 1 meet 1 + 1 - 0 = 2 and
+// 1 + 1 - 1 = 1.
 //
-// Rows and columns, even and odd, make four classes of pixels (*parity* classes), with 1 x 1, 1 x 2,
-// 2 x 1 and 2 x 2 taps. Each is a matrix product of its own. Together they have 9 taps for 4 pixels; a
-// single product of all 9 taps for each pixel would multiply three zeroes for every number.
+// Rows and columns, even and odd, make four classes of pixels (*parity* classes), with 1 x 1,
+// 1 x 2, 2 x 1 and 2 x 2 taps. Each is a matrix product of its own. Together they have 9 taps for 4
+// pixels; a single product of all 9 taps for each pixel would multiply three zeroes for every
+// number.
 typedef struct {
   int first, spacing, count;
   int scale, offset, direction;
@@ -84,7 +87,8 @@ static inline axis backward_axis(int stride, int kernel, int size, int parity) {
           .taps = first_tap < kernel ? divide_up(kernel - first_tap, stride) : 0};
 }
 
-// The pixels of one matrix product: all of them forward and with stride 1, else those of one parity.
+// The pixels of one matrix product: all of them forward and with stride 1, else those of one
+// parity.
 typedef struct {
   axis rows, columns;
   divisor by_columns, by_rows; // the counts of `columns` and `rows`
@@ -124,8 +128,8 @@ static inline __device__ patch_term term_of(const patch_source *from, const pari
   return {row, tap - row * of->columns.taps, number - tap * from->channels};
 }
 
-// For the pixel of row m: its image, and the pixel of the source that its first tap meets. What does not
-// depend on the term is worth finding once, before the loop.
+// For the pixel of row m: its image, and the pixel of the source that its first tap meets. What
+// does not depend on the term is worth finding once, before the loop.
 typedef struct {
   const bf16 *image;
   int h, v;

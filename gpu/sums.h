@@ -1,8 +1,8 @@
 // gpu/sums.h - sums over many threads, in an order that never changes.
 //
-// Floating-point addition is not associative: (a + b) + c and a + (b + c) round differently. The same
-// seed shall give the same bits, so which thread comes first must not decide what is added to what.
-// Threads can add up in three places, each wider and slower than the one before:
+// Floating-point addition is not associative: (a + b) + c and a + (b + c) round differently. The
+// same seed shall give the same bits, so which thread comes first must not decide what is added to
+// what. Threads can add up in three places, each wider and slower than the one before:
 //
 //     a warp    by shuffles, in registers                                     sum_over_warp
 //     a block   through shared memory, with a barrier before it is read       each kernel for itself
@@ -20,9 +20,9 @@ namespace GPU {
 
 // The sum of all lanes' values, in every lane. All 32 lanes have to call it.
 //
-// A *shuffle*, __shfl_xor_sync(mask, value, bits), gives each lane the value of the lane whose number
-// differs from its own in `bits`. Five rounds, with bits 16, 8, 4, 2 and 1, add up a warp. Two rounds
-// would add up four lanes, which hold a, b, c and d:
+// A *shuffle*, __shfl_xor_sync(mask, value, bits), gives each lane the value of the lane whose
+// number differs from its own in `bits`. Five rounds, with bits 16, 8, 4, 2 and 1, add up a warp.
+// Two rounds would add up four lanes, which hold a, b, c and d:
 //
 //     lane          0              1              2              3
 //     bits = 2      a + c          b + d          c + a          d + b
@@ -36,8 +36,8 @@ template <typename number> static inline __device__ number sum_over_warp(number 
 
 // -- A grid -----------------------------------------------------------------------------------------
 
-// The sum over `parts` of partials[part][column], `columns` of them side by side. For blocks of COLUMNS
-// x ROWS threads, a column for each threadIdx.x:
+// The sum over `parts` of partials[part][column], `columns` of them side by side. For blocks of
+// COLUMNS x ROWS threads, a column for each threadIdx.x:
 //
 //     threadIdx.y = 0            part 0,         part ROWS,         part 2 ROWS, ..
 //                   1            part 1,         part ROWS + 1,     ..

@@ -2,17 +2,18 @@
 //
 //     C[m][n] = sum over k of A[m][k] B[n][k]            A, B: bf16, C: float
 //
-// This chapter knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in memory.
+// This chapter knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in
+// memory.
 //
-// A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 times
-// 16 x 8 bf16 numbers with one instruction of a warp. Products are exact, and added up in float. Most
-// of a GPU's arithmetic is there: in a clock, the tensor cores of one of an A100's processors do 1,024
-// multiply-adds, its other units 64 in float. To keep them busy is a question of memory, at three
-// distances.
+// A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 by
+// 16 x 8 bf16 numbers with one instruction of a warp. Products are exact, and added up in float.
+// Most of a GPU's arithmetic is there: in a clock, the tensor cores of one of an A100's processors
+// do 1,024 multiply-adds, its other units 64 in float. To keep them busy is a question of memory,
+// at three distances.
 //
-// 1. The GPU's memory. A block of 256 threads computes a tile of C, ROWS x COLUMNS, DEPTH terms of the
-//    sum at a time. A number of A, once loaded, is used for all COLUMNS of the tile, one of B for all
-//    ROWS. Each of the block's 8 warps has a part of C in registers:
+// 1. The GPU's memory. A block of 256 threads computes a tile of C, ROWS x COLUMNS, DEPTH terms of
+//    the sum at a time. A number of A, once loaded, is used for all COLUMNS of the tile, one of B
+//    for all ROWS. Each of the block's 8 warps has a part of C in registers:
 //
 //          k ->                n ->
 //        +------+           +---------+           +----+----+----+----+   128 x 128: 64 x 32 each
@@ -31,9 +32,9 @@
 //
 //     [&](int row, int column) { return a + row * width + column; }
 //
-// and which can be handed on like a value. Each has a type of its own, without a name, so what takes
-// one is a template: `template <typename function> .. (const function &address)`. The compiler then
-// knows what it calls and puts it in place. No call is left.
+// and which can be handed on like a value. Each has a type of its own, without a name, so what
+// takes one is a template: `template <typename function> .. (const function &address)`. The
+// compiler then knows what it calls and puts it in place. No call is left.
 //
 // Checked by `make check`, through conv.cu's kernels.
 #ifndef GPU_TILE_H
@@ -45,11 +46,11 @@ namespace GPU {
 
 // -- The instructions -------------------------------------------------------------------------------
 //
-// All of them need an sm_80: an A100, an RTX 30, or newer. C++ has no words for them, so each is a line
-// of PTX, the GPU's portable assembler. On the CPU, simt/ has functions of the same names.
+// All of them need an sm_80: an A100, an RTX 30, or newer. C++ has no words for them, so each is a
+// line of PTX, the GPU's portable assembler. On the CPU, simt/ has functions of the same names.
 //
-// An 8 x 8 matrix of bf16 lies in a warp's registers like this: lane 4 r + c / 2 holds elements c and
-// c + 1 of row r as a pair. Everything is made of such matrices. The numbers are lanes:
+// An 8 x 8 matrix of bf16 lies in a warp's registers like this: lane 4 r + c / 2 holds elements c
+// and c + 1 of row r as a pair. Everything is made of such matrices. The numbers are lanes:
 //
 //     column   0  1   2  3   4  5   6  7
 //     row 0   |  0  |  1  |  2  |  3  |
@@ -57,8 +58,8 @@ namespace GPU {
 //      ..
 //     row 7   | 28  | 29  | 30  | 31  |
 //
-// mma_16x8x16: c += a b, with a 16 x 16, b 16 x 8, c 16 x 8. a consists of four such matrices, b of two
-// that are transposed, c of two whose pairs are two floats:
+// mma_16x8x16: c += a b, with a 16 x 16, b 16 x 8, c 16 x 8. a consists of four such matrices, b of
+// two that are transposed, c of two whose pairs are two floats:
 //
 //     a      term 0-7   term 8-15      b       column 0   1  ..  7        c     column 0 1  2 3 .. 6 7
 //           +----------+----------+           +-------------------+            +--------------------+
@@ -82,8 +83,9 @@ namespace GPU {
 #define SM_80(...) asm volatile(__VA_ARGS__)
 #endif
 
-// Begins to copy 16 bytes from global to shared memory, or 16 zeroes where !valid; both addresses are
-// multiples of 16. This thread sees them after wait_for_copies, others after a barrier behind that.
+// Begins to copy 16 bytes from global to shared memory, or 16 zeroes where !valid; both addresses
+// are multiples of 16. This thread sees them after wait_for_copies, others after a barrier behind
+// that.
 static inline __device__ void copy_async(void *shared, const void *global, bool valid) {
   const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
   SM_80("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
@@ -98,8 +100,9 @@ template <int groups_left> static inline __device__ void wait_for_copies() {
   SM_80("cp.async.wait_group %0;" ::"n"(groups_left) : "memory");
 }
 
-// Loads four 8 x 8 matrices from shared memory. Lane l names row l % 8 of matrix l / 8, which is 16 bytes
-// at any multiple of 16; to[j] becomes this lane's pair of matrix j, transposed in the second function.
+// Loads four 8 x 8 matrices from shared memory. Lane l names row l % 8 of matrix l / 8, which is 16
+// bytes at any multiple of 16; to[j] becomes this lane's pair of matrix j, transposed in the second
+// function.
 static inline __device__ void load_matrices(uint32_t to[4], const void *row) {
   const uint32_t from = (uint32_t)__cvta_generic_to_shared(row);
   SM_80("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -127,25 +130,25 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 
 // -- The sizes --------------------------------------------------------------------------------------
 //
-// Two blocks shall fit on a processor: while one waits at a barrier, or stores its result, the other
-// computes. That leaves a thread 65,536 / (2 * 256) = 128 registers, of which the sums of a 64 x 32
-// part take 64. It leaves a block half of the shared memory, of which every processor from sm_80 on
-// has 100 KB at least, 1 KB of it lost for each block (CUDA C++ Programming Guide, "Compute
-// Capabilities").
+// Two blocks shall fit on a processor: while one waits at a barrier, or stores its result, the
+// other computes. That leaves a thread 65,536 / (2 * 256) = 128 registers, of which the sums of a
+// 64 x 32 part take 64. It leaves a block half of the shared memory, of which every processor from
+// sm_80 on has 100 KB at least, 1 KB of it lost for each block (CUDA C++ Programming Guide,
+// "Compute Capabilities").
 //
-// DEPTH 32, STAGES 3: a stage of the largest tile is (128 + 128) * 32 * 2 bytes = 16 KB, three are 48 KB,
-// and twice that is 96 KB. It just fits; a fourth stage, or twice the DEPTH, would not.
+// DEPTH 32, STAGES 3: a stage of the largest tile is (128 + 128) * 32 * 2 bytes = 16 KB, three are
+// 48 KB, and twice that is 96 KB. It just fits; a fourth stage, or twice the DEPTH, would not.
 //
 // Time, on an A100: the 128 * 128 * 32 multiply-adds of a stage take its tensor cores 512 clocks at
-// 1,024 a clock. For 16 terms a warp loads four 16 x 16 pieces of A and two of B, an ldmatrix of 512
-// bytes each. 8 warps do that twice in a stage: 48 KB, and 16 KB more are written there by copies.
-// Shared memory moves 128 bytes a clock: (48 + 16) KB / 128 = 512 clocks. Both are busy all the time.
-// (A 128 x 64 tile: 256 clocks of products, but (32 + 12) KB / 128 = 352 of shared memory. The larger
-// tile is the better one.)
+// 1,024 a clock. For 16 terms a warp loads four 16 x 16 pieces of A and two of B, an ldmatrix of
+// 512 bytes each. 8 warps do that twice in a stage: 48 KB, and 16 KB more are written there by
+// copies. Shared memory moves 128 bytes a clock: (48 + 16) KB / 128 = 512 clocks. Both are busy all
+// the time. (A 128 x 64 tile: 256 clocks of products, but (32 + 12) KB / 128 = 352 of shared
+// memory. The larger tile is the better one.)
 //
-// A copy from the GPU's memory takes 500 clocks and more. With three stages, one is multiplied and two
-// are under way, so each has 1,024 clocks to arrive. With two stages it would have 512, and none to
-// spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
+// A copy from the GPU's memory takes 500 clocks and more. With three stages, one is multiplied and
+// two are under way, so each has 1,024 clocks to arrive. With two stages it would have 512, and
+// none to spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
 
 enum {
   DEPTH = 32, // terms of the sums that a stage holds
@@ -155,8 +158,8 @@ enum {
 };
 
 // What a block and a warp compute, as a type so that all sizes are constants. A_ALONG_K: a line of
-// A's tile in shared memory is a row, [ROWS][DEPTH]; else it is a term of the sum, [DEPTH][ROWS]. It
-// is whichever has neighbours in memory. B likewise.
+// A's tile in shared memory is a row, [ROWS][DEPTH]; else it is a term of the sum, [DEPTH][ROWS].
+// It is whichever has neighbours in memory. B likewise.
 template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile_of {
   enum {
     ROWS = ROWS_,
@@ -185,10 +188,10 @@ template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile
 
 // A tile in shared memory is a number of lines of LINE bf16, each in pieces of 16 bytes, which are
 // what cp.async writes and ldmatrix reads. ldmatrix takes the same piece of 8 lines at once. Shared
-// memory delivers 128 bytes at a time, 4 from each of its 32 banks. Were the pieces of a line in their
-// natural order, those 8 would lie in the same banks and come one after another. So the pieces are
-// exchanged within a line, differently in each (a *swizzle*): piece p stands at position p ^ key, where
-// the key depends on the line. With lines of 64 bytes, two lines span all banks:
+// memory delivers 128 bytes at a time, 4 from each of its 32 banks. Were the pieces of a line in
+// their natural order, those 8 would lie in the same banks and come one after another. So the
+// pieces are exchanged within a line, differently in each (a *swizzle*): piece p stands at position
+// p ^ key, where the key depends on the line. With lines of 64 bytes, two lines span all banks:
 //
 //     banks       0-3  4-7 8-11 12-15          16-19 20-23 24-27 28-31
 //     line 0       0    1    2    3     line 1    0     1     2     3         key 0
@@ -196,17 +199,17 @@ template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile
 //     line 4       2    3    0    1     line 5    2     3     0     1         key 2
 //     line 6       3    2    1    0     line 7    3     2     1     0         key 3
 //
-// Each piece, say 0, is in 8 different groups of banks in the 8 lines. Lines of 128 bytes or more span
-// all banks alone, and have 8 keys.
+// Each piece, say 0, is in 8 different groups of banks in the 8 lines. Lines of 128 bytes or more
+// span all banks alone, and have 8 keys.
 template <int LINE> static __device__ bf16 *piece_of(bf16 *tile, int line, int piece) {
   const int key = LINE == 32 ? line / 2 % 4 : line % 8; // 64 bytes: two lines span all banks
   return tile + line * LINE + (piece ^ key) * EIGHT;
 }
 
-// Fills a tile. A thread has one piece in each of COUNT lines, always the same piece. Where element i
-// of a line lies, or NULL for zero, says address(number, line, i), number counting the thread's lines.
-// ALIGNED: eight elements, from each eighth on, lie together, at a multiple of 16 bytes. any_address:
-// cp.async wants one that can be read even where it writes zeroes.
+// Fills a tile. A thread has one piece in each of COUNT lines, always the same piece. Where element
+// i of a line lies, or NULL for zero, says address(number, line, i), number counting the thread's
+// lines. ALIGNED: eight elements, from each eighth on, lie together, at a multiple of 16 bytes.
+// any_address: cp.async wants one that can be read even where it writes zeroes.
 template <int LINES, int LINE, bool ALIGNED, typename function>
 static __device__ void load_tile(bf16 *tile, const void *any_address, const function &address) {
   enum { PIECES = LINE / EIGHT, AT_ONCE = THREADS / PIECES, COUNT = LINES / AT_ONCE };
@@ -229,8 +232,8 @@ static __device__ void load_tile(bf16 *tile, const void *any_address, const func
 
 // -- Products ---------------------------------------------------------------------------------------
 
-// 16 rows of A by 16 terms, as mma_16x8x16 wants them: four 8 x 8 matrices, of which ldmatrix has each
-// lane name one line of one. Their order is rows 0-7 and 8-15 of terms 0-7, then of 8-15.
+// 16 rows of A by 16 terms, as mma_16x8x16 wants them: four 8 x 8 matrices, of which ldmatrix has
+// each lane name one line of one. Their order is rows 0-7 and 8-15 of terms 0-7, then of 8-15.
 template <typename tile>
 static __device__ void load_a(uint32_t a[4], bf16 *shared, int row, int term) {
   const int lane = threadIdx.x % LANES, matrix = lane / 8, line = lane % 8;
@@ -271,16 +274,16 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
   }
 }
 
-// The sum over `steps` stages. load(a_tile, b_tile, step) begins to fill a stage. While one stage is
-// multiplied, STAGES - 1 are on their way:
+// The sum over `steps` stages. load(a_tile, b_tile, step) begins to fill a stage. While one stage
+// is multiplied, STAGES - 1 are on their way:
 //
 //     step            0          1          2          3
 //     multiplied      stage 0    stage 1    stage 2    stage 0 ..
 //     filled for      step 2     step 3     step 4     step 5
 //     which is        stage 2    stage 0    stage 1    stage 2
 //
-// The stage that is filled in a step is the one that was multiplied in the step before. All have left
-// it when they come to the barrier, so one barrier in a step is enough.
+// The stage that is filled in a step is the one that was multiplied in the step before. All have
+// left it when they come to the barrier, so one barrier in a step is enough.
 template <typename tile, typename function>
 static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const function &load) {
 #pragma unroll
@@ -308,8 +311,8 @@ static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const func
 
 // -- Out of the registers ---------------------------------------------------------------------------
 
-// Calls use(row, column, first, second) for each pair of neighbours in this thread's part of the result.
-// row and column are first's, in the tile; second's column is the next.
+// Calls use(row, column, first, second) for each pair of neighbours in this thread's part of the
+// result. row and column are first's, in the tile; second's column is the next.
 template <typename tile, typename function>
 static __device__ void for_each_pair(const tile *t, const function &use) {
   const int lane = threadIdx.x % LANES;
@@ -325,16 +328,16 @@ static __device__ void for_each_pair(const tile *t, const function &use) {
       }
 }
 
-// A warp's pairs are scattered: as bf16, eight rows of 16 bytes each, where a sector has 32. So a result
-// in bf16 is *staged*: put together in shared memory, from where 16 bytes of a row leave at a time.
-// Eight numbers of padding, 16 bytes, make each row begin 4 banks behind the row before. A warp writes
-// 16 bytes of 8 rows at once, 4 banks for each row: all 32, each once.
+// A warp's pairs are scattered: as bf16, eight rows of 16 bytes each, where a sector has 32. So a
+// result in bf16 is *staged*: put together in shared memory, from where 16 bytes of a row leave at
+// a time. Eight numbers of padding, 16 bytes, make each row begin 4 banks behind the row before. A
+// warp writes 16 bytes of 8 rows at once, 4 banks for each row: all 32, each once.
 template <typename tile> static __device__ bf16 *staged_at(bf16 *staged, int row, int column) {
   return staged + row * tile::STAGED_LINE + column;
 }
 
-// Stores a staged tile's first `columns` columns. address(row): where the row's column 0 goes, or NULL.
-// aligned: each row goes to a multiple of 16 bytes, and columns is a multiple of 8.
+// Stores a staged tile's first `columns` columns. address(row): where the row's column 0 goes, or
+// NULL. aligned: each row goes to a multiple of 16 bytes, and columns is a multiple of 8.
 template <typename tile, typename function>
 static __device__ void store_staged(bf16 *staged, int columns, bool aligned,
                                     const function &address) {
@@ -351,9 +354,9 @@ static __device__ void store_staged(bf16 *staged, int columns, bool aligned,
   }
 }
 
-// The sums of a staged tile's columns, and of their squares. A thread adds up two columns in a slice of
-// the rows; then one thread for each sum adds up the slices', in order, and calls
-// store(0 or 1: squares, column, sum). slices: shared memory behind the staged tile.
+// The sums of a staged tile's columns, and of their squares. A thread adds up two columns in a
+// slice of the rows; then one thread for each sum adds up the slices', in order, and calls store(0
+// or 1: squares, column, sum). slices: shared memory behind the staged tile.
 template <typename tile, typename function>
 static __device__ void sum_columns(bf16 *staged, float *slices, const function &store) {
   enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };
