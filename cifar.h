@@ -53,9 +53,9 @@ void cifar_shuffle(int32_t *order, int train_count, uint64_t seed, int epoch);
 int cifar_training_batch(sample *samples, const int32_t *order, int train_count, int batch,
                          uint64_t seed, int epoch, int step);
 
-// Mixup's random part, the same on every device: a permutation of the batch gives each of the
-// `batch` samples its partner, and one lambda ~ Beta(alpha, alpha), which is returned, all of them
-// their weight. alpha = 0 turns mixup off: lambda 1, and every sample its own partner.
+// Mixup's random part, the same on every device. A permutation of the batch gives each of the `batch`
+// samples its partner. One lambda ~ Beta(alpha, alpha), the same for all of them, is drawn and
+// returned. alpha = 0 turns mixup off: lambda 1, and every sample its own partner.
 float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step);
 
 // Test images first .. first + count - 1, neither cropped nor flipped nor mixed.

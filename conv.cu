@@ -19,6 +19,9 @@
 //     input gradient     pixels of dx          channels of x    taps and channels of dz
 //     weight gradient    filters               taps, channels   pixels of z
 //
+//    (m, n and k are a matrix product's indices here, as in gpu/tile.h. A term k is called `number`
+//    in the code, where k is a filter.)
+//
 //    In each of them one matrix consists of *patches*: what the filter covers, pixel after pixel, as
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
 //    patches of x or dz by w, the weight gradient dz by patches of x.
@@ -33,7 +36,7 @@
 
 namespace GPU {
 
-// -- 1. The plain kernels ---------------------------------------------------------------------------
+// -- The plain kernels ---------------------------------------------------------------------------
 
 static __global__ void plain_forward(conv_shape shape, bf16 *z, const bf16 *x, const bf16 *w) {
   const int K = shape.out_channels, C = shape.in_channels, R = shape.kernel, padding = R / 2;
@@ -148,7 +151,7 @@ static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void
          dz, x);
 }
 
-// -- 2. Output and input gradient ---------------------------------------------------------------------
+// -- Output and input gradient ---------------------------------------------------------------------
 
 // Both gather: a pixel of `to` is the product of its patch of `from` with the filters.
 typedef struct {
@@ -171,9 +174,9 @@ static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *of,
   return g->to + ((size_t)(at.image * g->to_height + h) * g->to_width + v) * g->to_channels;
 }
 
-// B(n, k): the weight of column n, a channel of `to`, for term k of the patch. Forward, a filter's
-// taps and channels lie in w as patches count them: lines along k. Backward, the neighbours of a
-// weight are those of the next channels of x, for the same tap and filter: lines along n.
+// The weight for column n, a channel of `to`, and term `number` of the patch. Forward, neighbours in
+// memory are the next terms, so lines of the tile run along the terms. Backward, neighbours are the
+// next channels of x, which are the columns, so lines run along the columns.
 template <bool BACKWARD>
 static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *of, int n,
                                              int number) {
@@ -227,12 +230,14 @@ static __device__ void store_result(const tile *t, bf16 *shared, const gather_jo
 template <int ROWS, int COLUMNS, bool BACKWARD, bool ALIGNED>
 static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
   typedef tile_of<ROWS, COLUMNS, true, !BACKWARD> tile;
-  enum { LINES = THREADS / (DEPTH / EIGHT), COUNT = ROWS / LINES }; // of A, at once and of a thread
+  // Lines of A that the block loads at once, and lines for each thread, as in load_tile.
+  enum { LINES = THREADS / (DEPTH / EIGHT), COUNT = ROWS / LINES };
   DYNAMIC_SHARED(bytes);
   bf16 *shared = (bf16 *)bytes;
   const parity_class *of = &g.classes[blockIdx.z];
   const int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-  if (first_row >= of->pixels || (g.accumulate && of->terms == 0)) return;
+  if (first_row >= of->pixels) return;
+  if (g.accumulate && of->terms == 0) return; // pixels that no tap meets (1x1, stride 2): + 0
   corner at[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; i++)
@@ -318,10 +323,10 @@ static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, c
   choose_gather<true>(&g, classes, NULL);
 }
 
-// -- 3. Weight gradient -------------------------------------------------------------------------------
+// -- Weight gradient -------------------------------------------------------------------------------
 
 // The weight gradient's result is small and its sum is long: 64 x 576 numbers of 131,072 terms each
-// in the first stage of the network. So the sum is cut into parts for as many blocks as a GPU has
+// in stage 1 of the network (network.h). So the sum is cut into parts for as many blocks as a GPU has
 // room for, and the parts are added by a second kernel, in order. Its B is the output's A, the
 // other way round: a column for each tap and channel of the patches, a term of the sum for each
 // pixel of z.

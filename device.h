@@ -13,13 +13,14 @@
 // 1. Activations are opaque (`void *`). An *activation* is a number that one layer hands to the next.
 //    The CPU devices keep it as a float of 32 bits. The GPU devices keep it as a *bf16*: the upper
 //    half of a float, with the same 8 bits of exponent but 8 bits of precision in place of 24. A bf16
-//    takes half the memory, and a GPU's tensor cores multiply bf16 numbers (gpu/gpu.h). Weights are
-//    floats on every device; where a device multiplies in bf16, it keeps a rounded copy besides.
+//    takes half the memory, and it is what a GPU's tensor cores take, its units that multiply small
+//    matrices (gpu/tile.h). Weights are floats on every device; where a device multiplies in bf16,
+//    it keeps a rounded copy besides.
 // 2. No operation returns anything to the host (the CPU that runs the program), so none has to wait
 //    for the device: the host queues operation after operation, and a download waits for them all.
 //    What changes from step to step lies in the device's memory too (`step_values`). So the
 //    operations of a step are always the same calls with the same arguments. A GPU can *record* such
-//    a sequence once and start it again as a whole.
+//    a sequence once and start it again as a whole (not done here yet).
 // 3. Walking through an activation costs more time than computing with it. So neighbours share walks:
 //    batch normalisation needs, of each channel, the sum of its input and of its input's squares, and
 //    the convolution before adds them up while it stores its output.
@@ -56,6 +57,7 @@ enum {
   CLASSES = 10,
   IMAGE_SIDE = 32,    // pixels
   IMAGE_CHANNELS = 3, // red, green, blue
+  // Of an image in the data set; a byte is one value, so it is also how many values an image has.
   IMAGE_BYTES = IMAGE_CHANNELS * IMAGE_SIDE * IMAGE_SIDE,
   CROP_PADDING = 4, // zeros around an image before a crop, so a corner is in 0 .. 8
 };
@@ -68,7 +70,8 @@ typedef struct {
   int32_t flip;           // 1: left and right are exchanged after the crop
 } sample;
 
-// What changes from step to step. It lies in device memory, so that a recorded step can run again.
+// What changes from step to step. It lies in device memory, so that the calls of every step have
+// the same arguments.
 typedef struct {
   float lambda; // weight of the image itself; 1 - lambda is its partner's
   float learning_rate;
@@ -77,8 +80,10 @@ typedef struct {
 
 // What a step reports. Sums over the batch: divide by the number of images for means.
 typedef struct {
-  double loss;    // sum of the images' losses
-  double correct; // sum of lambda [arg max = own label] + (1 - lambda) [arg max = partner's label]
+  double loss; // sum of the images' losses
+  // Sum of lambda [arg max = own label] + (1 - lambda) [arg max = partner's label], where [..] is 1
+  // if the condition holds, else 0.
+  double correct;
 } step_result;
 
 // A convolution's shape. Zero padding is kernel / 2, so a 3x3 keeps the size at stride 1.
@@ -112,7 +117,7 @@ typedef struct {
 } norm_shape;
 
 // Batch normalisation's two constants, PyTorch's defaults.
-#define NORM_EPSILON 1e-5 // added to the variance, so that a constant channel can be divided by it
+#define NORM_EPSILON 1e-5   // added to the variance, so that 1 / sqrt(variance) is always finite
 #define NEW_BATCH_SHARE 0.1 // of the newest batch in running_mean and running_var; the rest is old
 
 // One trained tensor.
@@ -147,8 +152,8 @@ typedef struct device {
 
   // -- memory ------------------------------------------------------------------------------------
 
-  // `bytes` of device memory, its contents undefined, aligned to 64 bytes at least. Ends the process
-  // with one line when there is not enough.
+  // `bytes` of device memory, its contents undefined, aligned to 64 bytes at least. Ends the
+  // process with one line when there is not enough.
   void *(*allocate)(size_t bytes);
   size_t (*free_bytes)(void);    // how much there is left to allocate; NULL: nobody knows
   void (*release)(void *memory); // NULL is allowed
@@ -163,9 +168,9 @@ typedef struct device {
 
   // -- a batch of images: reference/mixup.c, mixup.cu ----------------------------------------------
 
-  // x[b] = lambda a(b) + (1 - lambda) a(partner of b), where a(b) is image samples[b].image, padded,
-  // cropped and flipped, its bytes divided by 255. Zhang et al., "mixup", 2018.
-  // images: [N][3][32][32] bytes; samples: [batch]; x: activations [batch][32][32][3].
+  // x[b] = lambda a(b) + (1 - lambda) a(partner of b), where a(b) is image samples[b].image,
+  // padded, cropped and flipped, its bytes divided by 255. Zhang et al., "mixup", 2018.
+  //     images: [N][3][32][32] bytes    samples: [batch]    x: activations [batch][32][32][3]
   void (*mix_images)(int batch, void *x, const uint8_t *images, const sample *samples,
                      const step_values *step);
 
@@ -179,7 +184,8 @@ typedef struct device {
   // sums (may be NULL): [2][Cout], the sum of z and of z*z over all pixels, for norm_forward.
   void (*conv_forward)(const conv_shape *shape, void *z, const void *x, const void *w,
                        double *sums);
-  // dx[b][h][v][c] = sum over r, s, k of dz[b][p][q][k] w[k][r][s][c]. With `accumulate`, adds to dx.
+  // dx[b][h][v][c] = sum over r, s, k of dz[b][p][q][k] w[k][r][s][c], where (p, q) is the output
+  // pixel that meets (h, v) with tap (r, s), if there is one. With `accumulate`, adds to dx.
   void (*conv_backward_input)(const conv_shape *shape, void *dx, const void *dz, const void *w,
                               bool accumulate);
   // dw[k][r][s][c] = sum over b, p, q of dz[b][p][q][k] x[b][h][v][c].
@@ -257,7 +263,8 @@ extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c
 
 // "reference", "cpu", "simt", "cuda", with "-plain" behind the last two for the plain kernels, or
-// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had. run/devices.c
+// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had.
+// run/devices.c
 const device *device_by_name(const char *name, error *e);
 bool device_name_is_known(const char *name);
 

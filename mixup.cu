@@ -1,6 +1,6 @@
 // mixup.cu - a batch of mixed images, made on the GPU from the data set's bytes.
 //
-// The whole data set lies in the GPU's memory as bytes (CIFAR-10: 150 MB), so that a step needs
+// The whole data set lies in the GPU's memory as bytes (CIFAR-10: 184 MB), so that a step needs
 // from the host only which images it takes, how each is cropped and flipped, and lambda: a few
 // kilobytes. One kernel does the rest:
 //

@@ -186,7 +186,7 @@ void network_initialise(network *n, uint64_t seed) {
   const device *d = n->device;
   parameters *p = &n->parameters;
   real *host = allocate(p->count * sizeof(real));
-  d->upload(p->momentum, host, p->count * sizeof(real)); // zeros
+  d->upload(p->momentum, host, p->count * sizeof(real)); // host memory comes zeroed (run/error.h)
   for (int i = 0; i < p->list_count; i++) {
     const parameter *t = &p->list[i];
     if (t->rank > 1)

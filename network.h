@@ -21,6 +21,9 @@
 //            changes ("shortcut")
 //
 // A convolution with the batch normalisation after it is one `unit` here; there are 20 of them.
+// Batch norm gives each channel mean 0 and variance 1 over the batch, then multiplies by gamma and
+// adds beta, both learned (reference/resnet18.c). For tests, where there may be no batch, it keeps
+// running averages of mean and variance. The *stem* is the convolution before the first stage.
 #ifndef NETWORK_H
 #define NETWORK_H
 
@@ -75,12 +78,14 @@ typedef struct {
 // line in e, unless width is a positive multiple of 8 and batch is positive, both within reason.
 bool network_describe(network *n, const device *d, int width, int batch, error *e);
 
-// Describes and allocates; weights are undefined until network_initialise or a checkpoint is loaded.
+// Describes and allocates; weights are undefined until network_initialise or a checkpoint is
+// loaded.
 bool network_create(network *n, const device *d, int width, int batch, error *e);
 void network_free(network *n);
 
-// PyTorch's defaults: convolutions, the linear weight and its bias uniform on
-// (-1/sqrt(fan_in), 1/sqrt(fan_in)); gamma 1, beta 0; running mean 0 and variance 1; momentum 0.
+// PyTorch's defaults: convolutions, the linear weight and its bias uniform on (-1/sqrt(fan_in),
+// 1/sqrt(fan_in)); gamma 1, beta 0; running mean 0 and variance 1; momentum 0. fan_in: how many
+// numbers an output sums up, Cin R S for a convolution, C for the linear layer.
 void network_initialise(network *n, uint64_t seed);
 
 // input[0 .. batch-1] -> logits. Training normalises with the batch's statistics, moves the running

@@ -12,10 +12,11 @@
 //
 // The arithmetic is next to nothing; the memory is not. The largest activation, 128 x 32 x 32 x 64
 // numbers of 2 bytes, is 16.8 MB. An H100 reads 3 TB a second, so one trip through it takes 6
-// microseconds, in which the tensor cores could have used each number for hundreds of operations. A
-// step makes nine to eleven such trips for each of the 20 layers, whose arrays have that size, or a
-// half, a quarter or an eighth of it. So two questions decide: how often does an operation walk
-// through all of memory (its *passes*), and is memory busy while it does?
+// microseconds, in which the tensor cores could have used each number for hundreds of operations.
+// In a step, batch normalisation makes seven (shortcuts), nine, or eleven (with a residual) such
+// trips for each of the 20 units, whose arrays have that size, or a half, a quarter or an eighth of
+// it. So two questions decide: how often does an operation walk through all of memory (its
+// *passes*), and is memory busy while it does?
 //
 //     forward      sums of z and z z        none: the convolution before adds them up as it goes
 //                  mean, inverse_std        a thread for each channel, no walk at all
@@ -45,11 +46,12 @@ typedef struct {
 // Mean and variance of a channel, from the sums of z and z z that the convolution added up. Both
 // the plain and the fast device use this kernel, a thread for each channel.
 //
-// The sums are doubles, because variance = sum of squares / n - mean^2 subtracts two numbers that
-// may be nearly equal. Where the mean is 100 times the standard deviation, both are 10^4 times
-// their difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the difference
-// would be off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers. In double, a
-// rounding is 2^-53 = 1e-16, and as many digits may cancel without harm.
+// The finished sums are doubles, because variance = sum of squares / n - mean^2 subtracts two
+// numbers that may be nearly equal. Where the mean is 100 times the standard deviation, both are
+// 10^4 times their difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the
+// difference would be off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers.
+// In double, a rounding is 2^-53 = 1e-16, and as many digits may cancel without harm. (Within a
+// tile the fast convolution adds in float; sum_columns in gpu/tile.h says why that is safe.)
 static __global__ void finish_statistics(norm_shape shape, const double *sums, float *running_mean,
                                          float *running_var, float *saved_mean,
                                          float *saved_inverse_std) {
@@ -272,8 +274,8 @@ static void backward_values(const norm_shape *shape, const upstream &u, void *dz
 // same bits.
 
 enum {
-  // Strips for the sums: about four blocks for each processor of an H100. More would take no less time
-  // and leave more partial sums to be added.
+  // Strips for the sums: about four blocks for each processor of an H100. More would take no less
+  // time and leave more partial sums to be added.
   SUM_BLOCKS = 512,
   STRIP_ROWS = 32, // the block that adds up the strips: a warp for each row, 32 columns of sums
   STRIP_COLUMNS = 32,
@@ -287,12 +289,12 @@ static __device__ float8 load_gradient(const upstream &u, size_t at) {
   return g;
 }
 
-// Sums of a block's threads, in shared memory: [g or g (z - mean)][which of a thread's channels],
-// then the thread. Shared memory consists of 32 *banks*, which own the floats in turn, and a bank
-// serves one address at a time. The threads of a warp store to neighbouring floats: all banks, no
-// waiting. Below, each 8 threads of a warp read the 8 channels of one thread, 8 rows of `shared`,
-// and the next 8 those of the next thread, one float further. Were a row 256 floats long, the 8
-// would lie in one bank. With 260, they are 4 banks apart, and four such groups fill the gaps.
+// Sums of a block's threads, in shared memory: shared[which * 8 + j][thread], which = 0 for g and 1
+// for g (z - mean), j one of the thread's 8 channels. Shared memory has 32 *banks*: float i lies in
+// bank i % 32, and a bank serves one address at a time. In sum_strip, a warp stores to 32
+// neighbouring floats: 32 banks. In store_strip, its lanes read 8 rows j of 4 neighbouring threads.
+// With rows of 256 floats, all 8 rows would begin in one bank. With 260, row j begins in bank 4 j,
+// and 8 rows of 4 threads fill all 32 banks.
 enum { SUMS = 2 * EIGHT, PITCH = THREADS + 4 };
 
 // Adds up the rows of threads and stores the block's part of partial[strip][2][channels].

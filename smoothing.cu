@@ -26,10 +26,10 @@
 //     log p[j]      d[j] - log sum: u spread, 25 u, and u (spread + 2.3) for the subtraction
 //     t[j]          4 roundings at most: 4 u of itself
 //     loss          sum of t[j] |log p[j]|, where t[j] add up to 1: what log p[j] is off by, and
-//                   (4 + 9) u (spread + 2.3) for t[j] and for 9 additions that round (the compiler
+//                   (4 + 10) u (spread + 2.3) for t[j] and for 10 additions that round (the compiler
 //                   makes product and sum one operation with one rounding)
 //
-// Together 15 u spread + 58 u: an image's loss is off by less than 2^-20 (4 + spread), and p[j],
+// Together 16 u spread + 61 u: an image's loss is off by less than 2^-20 (4 + spread), and p[j],
 // which is expf(d[j]) / sum, by (20 + spread) u of itself. Doubles, as in the reference, would cost
 // nothing on an H100, but many GPUs compute them 32 or 64 times slower. Sums over images are
 // doubles: a handful.

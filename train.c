@@ -60,9 +60,9 @@ static void train_step(trainer *t) {
 
 // -- What the steps gave --------------------------------------------------------------------------
 
-// The weights have moved since, by a gradient that is as bad as the loss; so the search begins with
-// the activations of the last forward pass, in the order in which they were computed. `later`: steps
-// that the device went on to do before this result was read.
+// Which tensor is to blame? Not the weights: the bad gradient has already changed them. So the search
+// goes through the activations of the last forward pass, in the order in which they were computed.
+// `later`: steps that the device went on to do before this result was read.
 static bool report_bad_loss(const trainer *t, double loss, int later, error *e) {
   char when[64] = "";
   const char *tensor = network_bad_activation(&t->network);

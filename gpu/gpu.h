@@ -4,13 +4,19 @@
 // threads execute the same lines; a thread finds its part of the work from its number. Threads come
 // in groups:
 //
-//     warp    32 threads, its *lanes*, which execute each line together. What the lanes load or store
+//     warp    32 threads, its *lanes*, which execute each line together. Where a condition divides
+//             the lanes, the ways run one after another, each with its own lanes; a lane that has
+//             returned does nothing more. What the lanes load or store
 //             at one line goes to memory as one *request*, cut into *sectors* of 32 bytes. Lanes that
 //             touch neighbouring bytes share sectors; lanes that touch bytes far apart cost a whole
 //             sector each.
-//     block   up to 1024 threads. They run on the same processor of the GPU (an H100 has 132) and can
-//             work together: they share a small, fast memory, and wait for each other at a barrier.
+//     block   up to 1024 threads. They run on the same processor of the GPU (NVIDIA: *streaming
+//             multiprocessor*, SM; an H100 has 132) and can work together: they
+//             share a small, fast memory, and wait for each other at a barrier.
 //     grid    all blocks of one launch. They know nothing of each other and run in any order.
+//
+// A cache in each processor keeps sectors that were loaded lately. sm_80 and sm_90 are names of
+// generations of processors, the A100's and the H100's.
 //
 // A processor holds several blocks at once. While one warp waits for memory, another computes; so a
 // kernel is fast when there are enough warps, and when enough of their loads are under way.
@@ -29,6 +35,15 @@
 //     template <int N>         the compiler writes the function once for each N that it is used with,
 //                              as if N were a constant; with <typename T>, once for each type
 //
+// Of C++ and PTX (the GPU's portable assembler), which a reader of C may not know:
+//
+//     const T &x               x is passed by address, and used like a value
+//     typename... P            any number of types
+//     uint4, float4; dim3      four numbers, loaded with one instruction; three sizes
+//     asm(text : out : in)     one instruction of PTX; %0, %1, .. are the operands, in order
+//     __CUDACC__               defined while nvcc compiles; __CUDA_ARCH__ only in code for the GPU,
+//                              as 800 for sm_80
+//
 // Each .cu file is compiled twice: by nvcc, for the device `cuda`, and by g++ on top of simt/,
 // which plays the GPU on a CPU, for the device `simt`. What only one of them knows is hidden here:
 //
@@ -41,6 +56,7 @@
 //
 // No operation waits for a result, so a step is always the same list of launches. Such a list can
 // be recorded once and then started as a whole, step after step: the *recorded step* of device.h.
+// (CUDA calls this a graph. The program does not do it yet.)
 #ifndef GPU_H
 #define GPU_H
 
@@ -77,8 +93,8 @@ static inline __host__ __device__ int min_of(int a, int b) {
 
 enum {
   LANES = 32, // threads of a warp
-  // Threads of a block, in most kernels here: whole warps, and enough of them to keep a processor busy
-  // while some wait for memory.
+  // Threads of a block, in most kernels here: whole warps, and enough of them to keep a processor
+  // busy while some wait for memory.
   THREADS = 256,
 };
 

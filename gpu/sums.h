@@ -20,7 +20,8 @@ namespace GPU {
 
 // The sum of all lanes' values, in every lane. All 32 lanes have to call it.
 //
-// A *shuffle*, __shfl_xor_sync(mask, value, bits), gives each lane the value of the lane whose
+// A *shuffle*, __shfl_xor_sync(mask, value, bits), has a bit in mask for each lane that takes part,
+// 0xffffffff for all 32. It gives each lane the value of the lane whose
 // number differs from its own in `bits`. Five rounds, with bits 16, 8, 4, 2 and 1, add up a warp.
 // Two rounds would add up four lanes, which hold a, b, c and d:
 //

@@ -5,11 +5,12 @@
 // This chapter knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in
 // memory.
 //
-// A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 by
-// 16 x 8 bf16 numbers with one instruction of a warp. Products are exact, and added up in float.
-// Most of a GPU's arithmetic is there: in a clock, the tensor cores of one of an A100's processors
-// do 1,024 multiply-adds, its other units 64 in float. To keep them busy is a question of memory,
-// at three distances.
+// A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 by 16 x
+// 8 bf16 numbers with one instruction of a warp. Products are exact. Sums are floats, but bits
+// beyond a float's are cut off, not rounded (Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior
+// of NVIDIA tensor cores", 2021). Most of a GPU's arithmetic is there: in a clock, the tensor cores
+// of one of an A100's processors do 1,024 multiply-adds, its other units 64 in float. To keep them
+// busy is a question of memory, at three distances.
 //
 // 1. The GPU's memory. A block of 256 threads computes a tile of C, ROWS x COLUMNS, DEPTH terms of
 //    the sum at a time. A number of A, once loaded, is used for all COLUMNS of the tile, one of B
@@ -17,14 +18,15 @@
 //
 //          k ->                n ->
 //        +------+           +---------+           +----+----+----+----+   128 x 128: 64 x 32 each
-//      m |  A   | ROWS    k |    B    | DEPTH     | w0 | w1 | w2 | w3 |   128 x  64: 32 x 32
+//      m |  A   | ROWS    k |    B    | DEPTH     | w0 | w1 | w2 | w3 |   128 x  64: 32 x 32 *
 //        +------+           +---------+           +----+----+----+----+    64 x 128: 32 x 32
 //         DEPTH               COLUMNS             | w4 | w5 | w6 | w7 |
-//                                                 +----+----+----+----+
+//                                                 +----+----+----+----+   * 2 warps across, 4 down
 //
-// 2. Shared memory. What A and B have for DEPTH terms, a *stage*, is copied there by *cp.async*, an
-//    instruction that moves 16 bytes without a register between and without waiting. STAGES stages
-//    are in use or under way at once, so that the products of one hide the way of the others.
+// 2. Shared memory. What A and B have for DEPTH terms, a *stage* (not one of the network's four
+//    stages), is copied there by *cp.async*, an instruction that moves 16 bytes without a register
+//    between and without waiting. STAGES stages are in use or under way at once, so that the
+//    products of one hide the way of the others.
 // 3. Registers. *ldmatrix* loads what the tensor cores take from shared memory.
 //
 // Templates make all sizes constants; gpu.h explains them. Where A and B lie, a caller says with a
@@ -46,8 +48,9 @@ namespace GPU {
 
 // -- The instructions -------------------------------------------------------------------------------
 //
-// All of them need an sm_80: an A100, an RTX 30, or newer. C++ has no words for them, so each is a
-// line of PTX, the GPU's portable assembler. On the CPU, simt/ has functions of the same names.
+// cp.async and mma on bf16 need an sm_80 (ldmatrix an sm_75): an A100, an RTX 30, or newer. C++ has
+// no words for them, so each is a line of PTX, the GPU's portable assembler. On the CPU, simt/ has
+// functions of the same names.
 //
 // An 8 x 8 matrix of bf16 lies in a warp's registers like this: lane 4 r + c / 2 holds elements c
 // and c + 1 of row r as a pair. Everything is made of such matrices. The numbers are lanes:
@@ -206,10 +209,11 @@ template <int LINE> static __device__ bf16 *piece_of(bf16 *tile, int line, int p
   return tile + line * LINE + (piece ^ key) * EIGHT;
 }
 
-// Fills a tile. A thread has one piece in each of COUNT lines, always the same piece. Where element
-// i of a line lies, or NULL for zero, says address(number, line, i), number counting the thread's
-// lines. ALIGNED: eight elements, from each eighth on, lie together, at a multiple of 16 bytes.
-// any_address: cp.async wants one that can be read even where it writes zeroes.
+// Fills a tile. A thread has one piece in each of COUNT lines, always the same piece.
+// address(number, line, i) returns where element i of a line lies, or NULL where it is zero; number
+// counts the lines of this thread, from 0. ALIGNED: elements 8 j .. 8 j + 7 of a line lie together
+// in memory, from a multiple of 16 bytes on. any_address: cp.async wants one that can be read even
+// where it writes zeroes.
 template <int LINES, int LINE, bool ALIGNED, typename function>
 static __device__ void load_tile(bf16 *tile, const void *any_address, const function &address) {
   enum { PIECES = LINE / EIGHT, AT_ONCE = THREADS / PIECES, COUNT = LINES / AT_ONCE };
@@ -357,6 +361,12 @@ static __device__ void store_staged(bf16 *staged, int columns, bool aligned,
 // The sums of a staged tile's columns, and of their squares. A thread adds up two columns in a
 // slice of the rows; then one thread for each sum adds up the slices', in order, and calls store(0
 // or 1: squares, column, sum). slices: shared memory behind the staged tile.
+//
+// Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
+// bits. Where the mean of a channel is large beside its deviation, which is where much cancels
+// later, its z have the same exponent or two neighbouring ones. So each z z has 16 bits, at most
+// two places apart, and 128 of them add up to 16 + 7 + 2 = 25 bits, one more than a float holds.
+// Where the exponents differ by more, little cancels. The tiles' sums are added in double.
 template <typename tile, typename function>
 static __device__ void sum_columns(bf16 *staged, float *slices, const function &store) {
   enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };

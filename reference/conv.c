@@ -15,6 +15,8 @@
 // Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016.
 #include "reference.h"
 
+// In the code s is the shape, so that a filter's tap is (r, t) instead of (r, s).
+
 // Where output row (or column) p looks with filter row r, or -1 outside the image.
 static int input_at(int p, int r, const conv_shape *s, int in_size) {
   const int h = p * s->stride + r - s->kernel / 2;

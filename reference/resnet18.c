@@ -9,9 +9,9 @@
 // The residual sum and ReLU that follow are done in the same pass, because each pass over the
 // activations is a trip through all of memory and arithmetic on the way is free.
 //
-// Backward (Ioffe and Szegedy 2015, section 3). A channel has n pixels, z[1] .. z[n]. Let g[i] be the
-// gradient of the loss with respect to gamma xhat[i] + beta, and r = 1 / sqrt(variance + epsilon).
-// beta is added to each pixel and gamma multiplies each xhat, so
+// Backward (Ioffe and Szegedy 2015, section 3). A channel has n pixels, z[1] .. z[n]. Let g[i] be
+// the gradient of the loss with respect to gamma xhat[i] + beta, and r = 1 / sqrt(variance +
+// epsilon). beta is added to each pixel and gamma multiplies each xhat, so
 //
 //     dbeta = sum over i of g[i]        dgamma = sum over i of g[i] xhat[i]
 //
@@ -29,15 +29,17 @@
 //     dz[j] = gamma r (g[j] - dbeta / n - xhat[j] dgamma / n)
 //
 // The two subtracted terms take out of g what changing mean and variance would undo: the rest has a
-// mean of 0 and no part along xhat.
+// mean of 0 and, but for epsilon, no part along xhat.
 //
 // The variance comes from two sums, as mean of squares - mean^2, so that one walk over z is enough.
-// Where the mean is large beside the deviation, two nearly equal numbers are subtracted: with a mean
-// of 100 deviations, mean^2 is 10,000 times the variance, and a float's rounding error of 2^-24
-// becomes 6e-4 of the variance. In double it is 1e-12. So the sums are doubles, on every device.
+// Where the mean is large beside the deviation, two nearly equal numbers are subtracted: with a
+// mean of 100 deviations, mean^2 is 10,000 times the variance, and a float's rounding error of
+// 2^-24 becomes 6e-4 of the variance. In double it is 1e-12. So the finished sums are doubles, on
+// every device. (The fast convolution of a GPU adds up the rows of a tile in float; sum_columns in
+// gpu/tile.h says why that is safe.)
 //
-// Sums run over fixed chunks of pixels, each added up by one thread and the chunks then in order, so
-// the bits do not depend on the number of threads. The inner loops walk over channels, which are
+// Sums run over fixed chunks of pixels, each added up by one thread and the chunks then in order,
+// so the bits do not depend on the number of threads. The inner loops walk over channels, which are
 // neighbours in memory; `omp simd` says what a compiler cannot know: where two arrays are the same
 // one, they meet only at the same index.
 #include "reference.h"
@@ -78,7 +80,7 @@ void reference_norm_forward(const norm_shape *shape, void *y, const void *z, con
     saved_mean[c] = (real)mean;
     saved_inverse_std[c] = (real)(1 / sqrt(variance + NORM_EPSILON));
     running_mean[c] = (real)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);
-    // The batch's own variance divides by n; the best guess of everyone's divides by n - 1.
+    // The batch's own variance divides by n; the unbiased estimate for all images, by n - 1.
     running_var[c] =
         (real)((1 - NEW_BATCH_SHARE) * running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
   }

@@ -20,8 +20,8 @@
 // is at finite logits; without, the logit of the true class would have to grow for ever.
 //
 // Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: "Rethinking the Inception architecture", CVPR 2016,
-// section 7. (torch.nn.CrossEntropyLoss(label_smoothing=s) spreads s over all C classes, the true
-// one included; the recipe, like the papers it comes from, spreads it over the C - 1 others.)
+// section 7. (There, and in torch.nn.CrossEntropyLoss(label_smoothing=s), s is spread over all C
+// classes, the true one included; this recipe spreads it over the C - 1 others.)
 #include "reference.h"
 
 #include <math.h>

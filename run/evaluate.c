@@ -5,7 +5,7 @@
 // is how large: the *confidence*. With p = softmax(logits) of an image and y its true class,
 //
 //     negative log likelihood (NLL)   mean of - log p[y]
-//     training criterion              the same against the smoothed label: what training minimises
+//     training criterion              the same against the smoothed label: training's loss, unmixed
 //     confidence                      max over j of p[j]
 //     calibration error (ECE)         sum over bins of (images / all) |accuracy - mean confidence|
 //
@@ -70,7 +70,8 @@ static void add_detail(const trainer *t, int count, detail *sums) {
     double sum = 0; // of e^(logit - largest): the largest class's own term is 1
     for (int j = 0; j < CLASSES; j++) sum += exp((double)own[j] - own[guess]);
     const double confidence = 1 / sum;
-    int bin = isfinite(confidence) ? (int)ceil(confidence * BINS) - 1 : 0; // NaN: so is the mean
+    int bin = isfinite(confidence) ? (int)ceil(confidence * BINS) - 1
+                                   : 0; // a NaN goes to bin 0, and the mean is NaN
     if (bin > BINS - 1) bin = BINS - 1;
     sums->all[label]++, sums->bin_all[bin]++;
     sums->right[label] += guess == label, sums->bin_right[bin] += guess == label;

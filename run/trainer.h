@@ -47,7 +47,7 @@ typedef struct {
 bool trainer_set_up(trainer *t, error *e);
 void trainer_free(trainer *t);
 
-// --init and --eval name a file of weights: unless --width was given, it is the file's.
+// --init and --eval name a file of weights: unless --width was given, the width is the file's.
 bool take_width_from(const char *path, options *o, error *e);
 
 // Sends what changes from step to step to the device: a few KB. The step's result will go to `slot`.
