@@ -62,16 +62,17 @@ static void train_step(trainer *t) {
 
 // Which tensor is to blame? Not the weights: the bad gradient has already changed them. So the search
 // goes through the activations of the last forward pass, in the order in which they were computed.
-// `later`: steps that the device went on to do before this result was read.
+// Where the device went on, `later` steps before this result was read, all of them are bad by now.
 static bool report_bad_loss(const trainer *t, double loss, int later, error *e) {
-  char when[64] = "";
-  const char *tensor = network_bad_activation(&t->network);
-  if (later) snprintf(when, sizeof when, ", %d steps later,", later);
-  return fail(e,
-              "the loss is %g at epoch %d, step %lld; the first tensor with a bad value is%s %s; "
-              "try a smaller --lr (it was %g). The last checkpoint stays as it is",
-              loss, t->at.epoch, (long long)t->at.step + 1, when,
-              tensor ? tensor : "the loss itself", learning_rate_of(&t->options, t->at.epoch));
+  char where[160] = "where from is not known any more, but with --keep-every 1 would be";
+  const char *tensor = later ? NULL : network_bad_activation(&t->network);
+  if (!later)
+    snprintf(where, sizeof where, "the first tensor with a bad value is %s",
+             tensor ? tensor : "the loss itself");
+  return fail(e, "the loss is %g at epoch %d, step %lld; %s; try a smaller --lr (it was %g)%s",
+              loss, t->at.epoch, (long long)t->at.step + 1, where,
+              learning_rate_of(&t->options, t->at.epoch),
+              t->saved ? ". The last checkpoint stays as it is" : "");
 }
 
 // Reads the results of all queued steps; the position moves on by as many. False, with a line in e,
@@ -167,7 +168,7 @@ static bool prepare(trainer *t, error *e) {
     ok = read_resume(t, &resume, e) && trainer_set_up(t, e) && resume_run(t, &resume, e);
   else
     ok = take_width_from(o->eval, o, e) && take_width_from(o->init, o, e) && trainer_set_up(t, e) &&
-         (!o->init[0] || checkpoint_load(&t->network, o->init, e));
+         (!o->init[0] || load_weights(t, o->init, e));
   safetensors_free(&resume);
   return ok;
 }
@@ -201,6 +202,13 @@ static void have_threads_sleep(char **argv) {
     execvp(argv[0], argv); // returns only where that is not possible; then all goes on
 }
 
+// The exit status; a full disk under standard output is a failure, too.
+static int finish(int status) {
+  if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+  fprintf(stderr, "train: what it says could not be written: disk full?\n");
+  return 1;
+}
+
 int main(int argc, char **argv) {
   static trainer t; // zeroes
   error e;
@@ -212,7 +220,7 @@ int main(int argc, char **argv) {
   }
   if (o->help) {
     options_print_help(stdout);
-    return 0;
+    return finish(0);
   }
   t.device = device_by_name(o->device, &e);
   if (!t.device) {
@@ -221,8 +229,9 @@ int main(int argc, char **argv) {
   }
   if (o->threads) omp_set_num_threads(o->threads);
   const bool ok = o->plan ? print_plan(&t, &e) : run(&t, &e);
+  fflush(stdout); // the line on stderr comes last
   if (!ok) fprintf(stderr, "train: %s\n", e.text);
   trainer_free(&t);
   if (!ok) return 1;
-  return stop_signal && t.at.epoch < o->epochs ? 128 + stop_signal : 0;
+  return finish(stop_signal && t.at.epoch < o->epochs ? 128 + stop_signal : 0);
 }

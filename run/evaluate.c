@@ -70,8 +70,7 @@ static void add_detail(const trainer *t, int count, detail *sums) {
     double sum = 0; // of e^(logit - largest): the largest class's own term is 1
     for (int j = 0; j < CLASSES; j++) sum += exp((double)own[j] - own[guess]);
     const double confidence = 1 / sum;
-    int bin = isfinite(confidence) ? (int)ceil(confidence * BINS) - 1
-                                   : 0; // a NaN goes to bin 0, and the mean is NaN
+    int bin = isfinite(confidence) ? (int)ceil(confidence * BINS) - 1 : 0; // NaN: refused below
     if (bin > BINS - 1) bin = BINS - 1;
     sums->all[label]++, sums->bin_all[bin]++;
     sums->right[label] += guess == label, sums->bin_right[bin] += guess == label;
@@ -114,11 +113,13 @@ static double calibration_error(const detail *sums, int images) {
   return error / images; // the bins' own counts cancel
 }
 
-// A bin's mean confidence and accuracy are left empty where it holds no image.
+// A bin's mean confidence and accuracy are left empty where it holds no image. An earlier file is set
+// aside; to what is no file of its own, a pipe or /dev/stdout, the bins are appended.
 static bool write_bins(const char *path, const detail *sums, error *e) {
   int number;
   if (file_is_regular(path) && !files_set_aside(&path, 1, &number, e)) return false;
-  FILE *out = fopen(path, "w");
+  fflush(stdout);
+  FILE *out = fopen(path, "a");
   if (!out) return fail(e, "--bins %s: %s", path, strerror(errno));
   fprintf(out, "from,to,images,confidence,accuracy\n");
   for (int i = 0; i < BINS; i++) {
@@ -139,9 +140,10 @@ static bool write_bins(const char *path, const detail *sums, error *e) {
 static const char *settle_smoothing(options *o) {
   char saved[METADATA_VALUE];
   if (options_given(o, "smoothing")) return "as given";
-  if (!checkpoint_setting_beside(o->eval, "smoothing", saved)) return "the recipe's";
-  if (sscanf(saved, "%lf", &o->smoothing) != 1) return "the recipe's";
-  return "as in its training";
+  return checkpoint_setting_beside(o->eval, "smoothing", saved) &&
+                 options_set(o, "smoothing", saved)
+             ? "as in its training"
+             : "the recipe's";
 }
 
 static void print_evaluation(const trainer *t, const score *s, const detail *sums,
@@ -155,16 +157,19 @@ static void print_evaluation(const trainer *t, const score *s, const detail *sum
   printf("  expected calibration error   %.6f   %d bins\n", calibration_error(sums, s->images),
          BINS);
   for (int i = 0; i < CLASSES; i++)
-    printf("  %-12s %6.2f %% (%d of %d)\n", t->data.class_names[i],
-           sums->all[i] ? 100.0 * sums->right[i] / sums->all[i] : 0.0, sums->right[i],
-           sums->all[i]);
+    if (sums->all[i])
+      printf("  %-12s %6.2f %% (%d of %d)\n", t->data.class_names[i],
+             100.0 * sums->right[i] / sums->all[i], sums->right[i], sums->all[i]);
+    else
+      printf("  %-12s      -   (no image)\n", t->data.class_names[i]);
 }
 
 bool evaluate(trainer *t, error *e) {
   detail sums = {0};
-  if (!checkpoint_load(&t->network, t->options.eval, e)) return false;
+  if (!load_weights(t, t->options.eval, e)) return false;
   const char *whose_smoothing = settle_smoothing(&t->options);
   const score s = score_with(t, &sums);
+  if (!isfinite(s.nll)) return fail(e, "%s: gives logits that are not finite", t->options.eval);
   print_evaluation(t, &s, &sums, whose_smoothing);
   return !t->options.bins[0] || write_bins(t->options.bins, &sums, e);
 }

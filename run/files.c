@@ -15,7 +15,7 @@ bool file_exists(const char *path) {
 
 bool file_is_regular(const char *path) {
   struct stat status;
-  return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+  return lstat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
 
 uint8_t *file_read(const char *path, size_t *size, error *e) {

@@ -6,7 +6,8 @@
 #include <stdint.h>
 
 bool file_exists(const char *path);
-bool file_is_regular(const char *path); // there, and no directory, device or pipe
+// There, and neither a directory, a device or a pipe, nor a link to something else.
+bool file_is_regular(const char *path);
 
 // A whole file in memory from malloc, its size in *size; NULL with a line in e for a file that
 // cannot be opened, whose size cannot be told, or that ends before its size is reached.

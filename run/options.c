@@ -96,6 +96,13 @@ bool options_given(const options *o, const char *name) {
   return o->given >> (find_option(name, strlen(name)) - table) & 1;
 }
 
+bool options_set(options *o, const char *name, const char *value) {
+  options changed = *o;
+  if (!option_parse(find_option(name, strlen(name)), value, &changed)) return false;
+  *o = changed;
+  return true;
+}
+
 // -- Mistakes --------------------------------------------------------------------------------------
 
 // What a user typed, as a message repeats it: at most `length` bytes of it and 60, printable.

@@ -55,6 +55,9 @@ void options_print_help(FILE *out);
 // Was this option ("width", without dashes) on the command line?
 bool options_given(const options *o, const char *name);
 
+// Gives an option a value, as the command line would: false, if the option does not take such a value.
+bool options_set(options *o, const char *name, const char *value);
+
 // The recipe's settings as text, to be kept with a checkpoint. Returns how many: SAVED_OPTIONS.
 enum { SAVED_OPTIONS = 13 };
 int options_to_metadata(const options *o, metadata *settings);

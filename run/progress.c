@@ -2,6 +2,8 @@
 #include "progress.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
 int position_to_metadata(const position *at, metadata *values) {
   const struct {
@@ -23,17 +25,21 @@ bool position_from_metadata(position *at, const safetensors *resume, error *e) {
     const char *key, *format;
     void *value;
   } fields[POSITION_VALUES] = {
-      {"epoch", "%d", &at->epoch},     {"step_in_epoch", "%d", &at->step_in_epoch},
-      {"step", "%" SCNd64, &at->step}, {"images", "%" SCNd64, &at->images},
-      {"loss", "%lf", &at->loss},      {"correct", "%lf", &at->correct},
-      {"seconds", "%lf", &at->seconds}};
+      {"epoch", "%9d%n", &at->epoch},         {"step_in_epoch", "%9d%n", &at->step_in_epoch},
+      {"step", "%15" SCNd64 "%n", &at->step}, {"images", "%15" SCNd64 "%n", &at->images},
+      {"loss", "%lf%n", &at->loss},           {"correct", "%lf%n", &at->correct},
+      {"seconds", "%lf%n", &at->seconds}};
   for (int i = 0; i < POSITION_VALUES; i++) {
     const char *text = safetensors_value(resume, fields[i].key);
-    if (!text || sscanf(text, fields[i].format, fields[i].value) != 1)
+    int length = 0;
+    if (!text || sscanf(text, fields[i].format, fields[i].value, &length) != 1 ||
+        (size_t)length != strlen(text))
       return fail(e, "the resume file does not say \"%s\"; it is damaged", fields[i].key);
   }
   if (at->epoch >= 0 && at->step_in_epoch >= 0 && at->step >= at->step_in_epoch &&
-      at->images >= 0 && at->images <= INT32_MAX && at->step_in_epoch <= at->images)
+      at->images >= 0 && at->images <= INT32_MAX && at->step_in_epoch <= at->images &&
+      isfinite(at->loss) && isfinite(at->correct) && at->correct >= 0 && isfinite(at->seconds) &&
+      at->seconds >= 0)
     return true;
   return fail(e, "the resume file names a step that cannot be; it is damaged");
 }

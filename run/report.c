@@ -15,6 +15,11 @@
 
 enum { LINE_EVERY = 100 }; // batches, as the recipe's notebook does
 
+// How a log and a trace begin.
+static const char csv_headings[] =
+    "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n";
+static const char trace_beginning[] = "{\"trace\":1,";
+
 double clock_seconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -84,7 +89,7 @@ static void print_json_string(FILE *out, const char *text) {
 }
 
 static void trace_run(FILE *out, const options *o, const dataset *data, const char *device) {
-  fprintf(out, "{\"trace\":1,\"data\":");
+  fprintf(out, "%s\"data\":", trace_beginning);
   print_json_string(out, o->data);
   fprintf(out,
           ",\"seed\":%llu,\"width\":%d,\"batch\":%d,\"train_images\":%d,\"test_images\":%d,"
@@ -94,18 +99,20 @@ static void trace_run(FILE *out, const options *o, const dataset *data, const ch
           o->lr, o->momentum, o->weight_decay, o->mixup_alpha, o->smoothing, device);
 }
 
-static const char csv_headings[] =
-    "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n";
-
-// A log with other columns is an older program's: rows of two kinds in one file help nobody.
-static bool same_columns(const char *path, error *e) {
-  char line[sizeof csv_headings] = "";
+// A resumed run goes on only with a log or trace that begins as this program's do. A log with other
+// columns is an older program's, and anything else is no log at all: that is left as it is.
+static bool can_go_on(const char *path, const char *beginning, const char *option,
+                      const position *at, error *e) {
+  char start[sizeof csv_headings] = "";
+  if (at->step == 0 || !file_exists(path)) return true;
   FILE *file = fopen(path, "r");
   if (!file) return fail(e, "%s: %s", path, strerror(errno));
-  const bool same = fgets(line, sizeof line, file) && !strcmp(line, csv_headings);
+  const size_t length = fread(start, 1, strlen(beginning), file);
   fclose(file);
-  return same ||
-         fail(e, "%s: has other columns than this program writes; give another --log", path);
+  if (length == strlen(beginning) && !memcmp(start, beginning, length)) return true;
+  return fail(e,
+              "%s: does not begin as the file of a %s does (an older program's?); give another %s",
+              path, option, option);
 }
 
 // How wide a line of the screen is; 0 where the output goes elsewhere.
@@ -120,17 +127,22 @@ bool report_open(report *r, const options *o, const dataset *data, const char *d
   bool is_new;
   *r = (report){.columns = terminal_columns(), .begun = clock_seconds(), .begun_step = at->step};
   if (o->log[0]) {
+    if (!can_go_on(o->log, csv_headings, "--log", at, e)) return false;
     if (!open_one(o->log, at, keep_row, &r->csv, &is_new, e)) return false;
-    if (is_new)
-      fputs(csv_headings, r->csv);
-    else if (!same_columns(o->log, e))
-      return false;
+    if (is_new) fputs(csv_headings, r->csv);
   }
   if (o->trace[0]) {
+    if (!can_go_on(o->trace, trace_beginning, "--trace", at, e)) return false;
     if (!open_one(o->trace, at, keep_record, &r->trace, &is_new, e)) return false;
     if (is_new) trace_run(r->trace, o, data, device);
   }
   return true;
+}
+
+// A line that the next one overwrites; other output first clears it.
+static void clear_progress(report *r) {
+  if (r->progress_shown) printf("\r\033[K");
+  r->progress_shown = false;
 }
 
 static bool close_one(FILE *file, const char *what, error *e) {
@@ -140,6 +152,7 @@ static bool close_one(FILE *file, const char *what, error *e) {
 }
 
 bool report_close(report *r, error *e) {
+  clear_progress(r);
   const bool log = close_one(r->csv, "--log file", e);
   return close_one(r->trace, "--trace file", e) && log;
 }
@@ -174,25 +187,18 @@ static void trace_step(FILE *out, const position *at, const drawn_batch *batch,
   fflush(out);
 }
 
-// A line that the next one overwrites; other output first clears it.
-static void clear_progress(report *r) {
-  if (r->progress_shown) printf("\r\033[K");
-  r->progress_shown = false;
-}
-
-// What matters most comes first, and the line is cut where the terminal ends: a line that wraps could
-// not be overwritten. A terminal of 40 columns shows all but the speed.
+// A line that wraps could not be overwritten, so it is cut where the terminal ends. Where the speed has
+// no room it is left out: a terminal of 40 columns shows the rest.
 static void show_progress(report *r, const options *o, const position *at, int steps) {
-  char line[200];
+  char line[200], speed[40];
   const double spent = clock_seconds() - r->begun;
-  const double steps_a_second = (double)(at->step - r->begun_step) / spent;
   const int64_t left = (int64_t)(o->epochs - at->epoch) * steps - at->step_in_epoch;
-  const long seconds = (long)((double)left / steps_a_second);
-  const size_t room = (size_t)r->columns < sizeof line ? (size_t)r->columns : sizeof line;
-  snprintf(line, room, "epoch %d (0-%d) %d/%d %ld:%02ld:%02ld left, %.0f images/s", at->epoch,
-           o->epochs - 1, at->step_in_epoch, steps, seconds / 3600, seconds / 60 % 60, seconds % 60,
-           steps_a_second * o->batch);
-  printf("\r\033[K%s", line);
+  const long seconds = (long)((double)left * spent / (double)(at->step - r->begun_step));
+  const int length = snprintf(line, sizeof line, "epoch %d (0-%d) %d/%d %ld:%02ld:%02ld left",
+                              at->epoch, o->epochs - 1, at->step_in_epoch, steps, seconds / 3600,
+                              seconds / 60 % 60, seconds % 60);
+  const int more = snprintf(speed, sizeof speed, ", %.0f images/s", (double)r->images / spent);
+  printf("\r\033[K%.*s%s", r->columns - 1, line, length + more < r->columns ? speed : "");
   fflush(stdout);
   r->progress_shown = true;
 }
@@ -200,6 +206,7 @@ static void show_progress(report *r, const options *o, const position *at, int s
 void report_step(report *r, const options *o, const dataset *data, const position *at,
                  const drawn_batch *batch, const step_result *result) {
   const int steps = (data->train_count + o->batch - 1) / o->batch;
+  r->images += batch->count;
   if (r->trace) trace_step(r->trace, at, batch, result);
   if ((at->step_in_epoch - 1) % LINE_EVERY == 0) {
     clear_progress(r);
@@ -255,27 +262,26 @@ static void print_path(const char *path) {
   putchar('\'');
 }
 
-// The hours of the whole recipe, were its network's arithmetic done at the speed of this run's. At
+// The hours of the whole recipe, were its network's arithmetic done at the speed of this process. At
 // width 64 an image takes (64 / width)^2 times the arithmetic; but wider layers keep a processor
-// busier, so the true time is rather shorter. Negative: nothing was trained, so nobody knows.
-static double hours_of_recipe(const report *r, const options *o, const position *at,
-                              const network *n) {
-  enum { WIDTH = 64, EPOCHS = 150, IMAGES = 50000 };
+// busier, so the true time is rather shorter. Negative: too few images were trained to tell.
+static double hours_of_recipe(const report *r, const network *n) {
+  enum { WIDTH = 64, EPOCHS = 150, IMAGES = 50000, FEWEST = 5000 };
   network recipe;
   error e;
-  const double images = (double)(at->step - r->begun_step) * o->batch;
-  if (images <= 0 || !network_describe(&recipe, n->device, WIDTH, 1, &e)) return -1;
-  const double seconds = (clock_seconds() - r->begun) / images; // an image, tests included
+  if (r->images < FEWEST || !network_describe(&recipe, n->device, WIDTH, 1, &e)) return -1;
+  const double seconds = (clock_seconds() - r->begun) / (double)r->images; // tests included
   return seconds * network_flops(&recipe) / network_flops(n) * EPOCHS * IMAGES / 3600;
 }
 
-static void print_next(const report *r, const options *o, const position *at, const network *n) {
+static void print_next(const report *r, const options *o, const network *n) {
   char weights[PATH_ROOM + 64];
   snprintf(weights, sizeof weights, "%s/" CHECKPOINT_NAME ".safetensors", o->checkpoint);
   printf("next:  ./train --data ");
   print_path(o->data);
   printf(" --eval ");
   print_path(weights);
+  if (o->test_images) printf(" --test-images %d", o->test_images);
   if (o->width >= 64) {
     printf("\n");
     return;
@@ -288,7 +294,7 @@ static void print_next(const report *r, const options *o, const position *at, co
   printf("\n       ./train --data ");
   print_path(o->data);
   printf("    # the whole recipe: width 64, 150 epochs");
-  const double hours = hours_of_recipe(r, o, at, n);
+  const double hours = hours_of_recipe(r, n);
   if (hours >= 0) printf("; up to %.*f hours here", hours < 10, hours);
   printf("\n");
 }
@@ -296,11 +302,12 @@ static void print_next(const report *r, const options *o, const position *at, co
 void report_done(report *r, const options *o, const dataset *data, const position *at,
                  const score *test, const network *n) {
   clear_progress(r);
-  printf("\ndone: test accuracy %.2f %% (%d of %d) after %d epochs, seed %" PRIu64 ", on %s\n",
-         100 * test->accuracy, test->correct, test->images, at->epoch, o->seed, data->description);
+  printf("\ndone: test accuracy %.2f %% (%d of %d) after %d epoch%s, seed %" PRIu64 ", on %s\n",
+         100 * test->accuracy, test->correct, test->images, at->epoch, at->epoch == 1 ? "" : "s",
+         o->seed, data->description);
   printf("this took %.0f s; the weights are in %s/" CHECKPOINT_NAME ".safetensors\n",
          clock_seconds() - r->begun, o->checkpoint);
-  print_next(r, o, at, n);
+  print_next(r, o, n);
 }
 
 void report_stopped(report *r, const options *o, const position *at) {

@@ -21,6 +21,7 @@ typedef struct {
   bool progress_shown;
   double begun;       // when this process began to train, in clock_seconds(), and
   int64_t begun_step; // at which step
+  int64_t images;     // that it has trained on since
 } report;
 
 double clock_seconds(void); // seconds on a clock that only goes forward

@@ -18,15 +18,23 @@ static void print_fingerprint(const trainer *t, char text[METADATA_VALUE]) {
   snprintf(text, METADATA_VALUE, "%016" PRIx64, t->data.fingerprint);
 }
 
+static const char *bad_tensor(const network *n) {
+  const char *bad = network_bad_weight(n);
+  return bad ? bad : network_bad_statistic(n);
+}
+
+bool load_weights(trainer *t, const char *path, error *e) {
+  if (!checkpoint_load(&t->network, path, e)) return false;
+  const char *bad = bad_tensor(&t->network);
+  return !bad || fail(e, "%s: %s is not finite", path, bad);
+}
+
 bool save_as(trainer *t, const char *name, error *e) {
   metadata state[SAVED_OPTIONS + POSITION_VALUES + 1];
-  const char *bad = network_bad_weight(&t->network);
-  if (!bad) bad = network_bad_statistic(&t->network);
+  const char *bad = bad_tensor(&t->network);
   if (bad)
-    return fail(e,
-                "%s is not finite after epoch %d, step %lld: not saved, the last checkpoint stays "
-                "as it is; try a smaller --lr",
-                bad, t->at.epoch, (long long)t->at.step);
+    return fail(e, "%s is not finite after step %lld: not saved%s; try a smaller --lr", bad,
+                (long long)t->at.step, t->saved ? ", the last checkpoint stays as it is" : "");
   int count = options_to_metadata(&t->options, state);
   count += position_to_metadata(&t->at, state + count);
   snprintf(state[count].key, sizeof state[count].key, "%s", data_key);
@@ -59,7 +67,10 @@ bool resume_run(trainer *t, const safetensors *resume, error *e) {
     return fail(e, "%s: not the data that this run was begun with", t->options.data);
   if (!checkpoint_resume(&t->network, t->options.checkpoint, resume, e)) return false;
   t->saved = true;
-  printf("resumed    after step %lld, in epoch %d of 0 to %d\n", (long long)t->at.step, t->at.epoch,
-         t->options.epochs - 1);
+  printf("resumed    after step %lld, ", (long long)t->at.step);
+  if (t->at.epoch < t->options.epochs)
+    printf("in epoch %d of 0 to %d\n", t->at.epoch, t->options.epochs - 1);
+  else
+    printf("with all %d epochs complete; --epochs N goes on\n", t->at.epoch);
   return true;
 }

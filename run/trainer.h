@@ -60,6 +60,9 @@ void send_step(trainer *t, const sample *samples, int count, float lambda, doubl
 // finite are never saved: false, with a line in e, and what was saved before stays.
 bool save_as(trainer *t, const char *name, error *e);
 
+// --init and --eval: the weights of a file. False, with a line in e, unless all of them are finite.
+bool load_weights(trainer *t, const char *path, error *e);
+
 // The run's checkpoint. A new run first moves an earlier run's out of its way, and says so.
 bool save_run(trainer *t, error *e);
 

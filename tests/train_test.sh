@@ -68,6 +68,8 @@ check "weights alone, or beside another run's resume file: the recipe's smoothin
 "$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && echo kept >>bins.csv &&
   "$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && grep -q kept bins.csv.1
 check "--bins writes its file, and moves an earlier one aside" $?
+[ "$("$train" --data data --eval "$(weights a)" --bins /dev/stdout | tail -n 1 | cut -d, -f1)" = 0.933333 ] && [ -h /dev/stdout ]
+check "--bins writes to what is no file of its own, and leaves that where it is" $?
 awk -F, -v ece="$(figure 'expected calibration error' eval.out)" -v mean="$(figure 'mean confidence' eval.out)" \
   -v right="$(sed -n 's/.*accuracy .* (\([0-9]*\) of 100)/\1/p' eval.out | head -1)" '
   function near(a, b) { return (a - b) ^ 2 <= 4e-12 }
@@ -83,8 +85,8 @@ mkdir "a place" && cp -r data "a place/data"
 check "the command under \"next:\" works where a path holds a space" $?
 "$train" $small --epochs 1 --data "a place/data" --checkpoint spaced | grep -q "next:.*--data 'a place/data' --eval"
 check "such a path is in quotes" $?
-grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' a.out
-check "the whole recipe's time is estimated" $?
+grep -q 'whole recipe: width 64, 150 epochs$' a.out
+check "the whole recipe's time is not guessed from 600 images" $?
 [ "$("$train" --plan 2>&1 | head -1 | cut -c1-5)" = layer ] && [ "$("$train" --help | head -1 | cut -c1-5)" = train ]
 check "--plan and --help begin with what was asked for" $?
 if command -v script >/dev/null && command -v stty >/dev/null; then
@@ -269,6 +271,19 @@ refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
 refuse 1 'would fit' --data data --width 256 --batch 65536
 refuse 1 'no such|No such' --data data --eval missing.safetensors
+printf 'epoch,lr\n0,0.1\n7 dwarfs\n9' >old.csv && cp old.csv old.trace && cp old.csv old.copy
+refuse 1 'give another --log' --data data --checkpoint kept --resume --log old.csv
+refuse 1 'give another --trace' --data data --checkpoint kept --resume --trace old.trace
+cmp -s old.csv old.copy && cmp -s old.trace old.copy
+check "a log or trace that is not this program's is left as it is" $?
+sed 's/"step":"[0-9]*/&z/' kept/resnet18_cifar10.resume.safetensors >damaged.resume
+mkdir damaged && cp damaged.resume damaged/resnet18_cifar10.resume.safetensors
+refuse 1 'damaged' --data data --checkpoint damaged --resume
+cp "$(weights a)" nan.safetensors
+printf '\0\0\300\177' | # a NaN, as the first number behind the header
+  dd of=nan.safetensors bs=1 seek=$(($(od -An -t u8 -N 8 nan.safetensors) + 8)) conv=notrunc 2>/dev/null
+refuse 1 'conv1.weight is not finite' --data data --eval nan.safetensors
+refuse 1 'conv1.weight is not finite' --data data --init nan.safetensors --checkpoint from_nan
 refuse 1 'not a safetensors file' --data data --eval a.csv
 refuse 1 'has no tensor' --data data --eval kept/step-000002.resume.safetensors
 refuse 1 'shape' --data data --width 16 --eval "$(weights a)"
@@ -296,11 +311,19 @@ check "an option stands above its preset, and the later of two presets holds" $?
 cp "$(weights kept)" kept.before
 refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with a bad value is' \
   --data data --checkpoint kept --resume --epochs 2 --milestones none --lr 1e30
+(cd . && "$train" $small --epochs 1 --lr 1e30 --checkpoint none 2>none.err >/dev/null)
+[ $? -eq 1 ] && ! grep -q 'last checkpoint' none.err && grep -q 'bad value is the output of' none.err
+check "without a checkpoint none is spoken of" $?
 cmp -s kept.before "$(weights kept)"
 check "a loss that is not finite stops the run; the last good checkpoint stays" $?
 (trap '' XFSZ; ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
 [ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'could not be written' full.err && cmp -s kept.before "$(weights kept)"
 check "a full disk: one line, and the last checkpoint stays" $?
+if [ -c /dev/full ]; then
+  "$train" --plan >/dev/full 2>full.err
+  [ $? -eq 1 ] && grep -q 'disk full' full.err
+  check "a full disk under standard output is noticed" $?
+fi
 
 # -- It learns ----------------------------------------------------------------------------------------
 "$shapes" --seed 4 --train 3000 --test 500 more >/dev/null
@@ -308,6 +331,8 @@ check "a full disk: one line, and the last checkpoint stays" $?
 learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
 [ "${learned:-0}" -ge 50 ] # chance gives 10; four seeds gave 86 to 89
 check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
+grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
+check "the whole recipe's time is estimated from 12,000" $?
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
