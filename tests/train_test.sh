@@ -326,13 +326,13 @@ if [ -c /dev/full ]; then
 fi
 
 # -- It learns ----------------------------------------------------------------------------------------
-"$shapes" --seed 4 --train 3000 --test 500 more >/dev/null
+"$shapes" --seed 4 --train 2000 --test 500 more >/dev/null
 "$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 4 --milestones 3 --mixup-alpha 0.2 --checkpoint learned >learned.out
 learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
-[ "${learned:-0}" -ge 50 ] # chance gives 10; four seeds gave 86 to 89
+[ "${learned:-0}" -ge 50 ] # chance gives 10; seeds 1 and 2 gave 75 and 78
 check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
 grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
-check "the whole recipe's time is estimated from 12,000" $?
+check "the whole recipe's time is estimated from 8,000" $?
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
