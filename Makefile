@@ -207,10 +207,11 @@ train: $(TRAIN) $(SHAPES)
 
 # For have_threads_sleep's reason, in train.c.
 check: export OMP_WAIT_POLICY := passive
-# Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there.
+# Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there, and
+# runs of the trainer on the CPU.
 SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/step_test)
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
-	@tests/run.sh "tests/train_test.sh $(TRAIN) $(SHAPES)" $(filter-out $(SLOW),$(TEST_PROGRAMS)) \
+	@tests/run.sh "tests/train_test.sh $(TRAIN) $(SHAPES) $(if $(SAN),quick)" $(filter-out $(SLOW),$(TEST_PROGRAMS)) \
 	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick') $(WATCHED_CHECKS) tests/data_test.sh
 
 # Registers, shared memory and spills of each kernel, from nvcc's assembler.

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# train_test.sh TRAIN SHAPES - the trainer as its users meet it: it learns, its runs can be repeated,
-# interrupted, resumed and killed without losing a bit, and each mistake gets one line.
+# train_test.sh TRAIN SHAPES [quick] - the trainer as its users meet it: it learns, its runs can be
+# repeated, interrupted, resumed and killed without losing a bit, and each mistake gets one line.
+# quick: without the simulated GPU and without learning, which under sanitizers take minutes.
 #
 # Runs are small: width 8, a few hundred stand-in images. Bits are compared with cmp on checkpoints.
 set -u
-train=$PWD/$1 shapes=$PWD/$2 passed=0 failed=0
+train=$PWD/$1 shapes=$PWD/$2 quick=${3:-} passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
 check() { # what, status
@@ -163,22 +164,24 @@ check "a new run in the same place moves the earlier checkpoint aside and says s
 check "--plan: the published 11,173,962 parameters" $?
 
 # -- The simulated GPU --------------------------------------------------------------------------------
-# Its checkpoints are everyone's: one epoch there, one on the CPU, one there again.
-tiny="--data data --width 8 --batch 4 --train-images 6 --test-images 2 --checkpoint simulated"
-"$train" $tiny --device simt --epochs 1 --trace simulated.jsonl >simulated.out &&
-  cp "$(weights simulated)" first.safetensors &&
-  "$train" $tiny --device cpu --epochs 2 --resume >>simulated.out &&
-  "$train" $tiny --device simt --epochs 3 --resume >>simulated.out
-[ $? -eq 0 ] && [ "$(grep -c 'resumed' simulated.out)" -eq 2 ] && grep -q 'after 3 epochs' simulated.out
-check "--device simt trains, and a run goes from it to the CPU and back" $?
-"$train" $tiny --device simt --epochs 1 --checkpoint simulated_again >/dev/null
-cmp -s first.safetensors "$(weights simulated_again)"
-check "--device simt: the same seed, the same bits" $?
-"$train" $tiny --device reference --epochs 1 --checkpoint plain --trace plain.jsonl >/dev/null
-losses() { grep '"step":1,' "$1" | grep -o '"loss":[0-9.]*' | cut -d: -f2; }
-awk -v a="$(losses simulated.jsonl)" -v b="$(losses plain.jsonl)" \
-  'BEGIN { exit !(a > 0 && b > 0 && (a - b) ^ 2 <= (0.02 * b) ^ 2) }' # bf16; step_test.c derives what it may do
-check "its first loss is the reference's, but for bf16" $?
+if [ -z "$quick" ]; then
+  # Its checkpoints are everyone's: one epoch there, one on the CPU, one there again.
+  tiny="--data data --width 8 --batch 4 --train-images 6 --test-images 2 --checkpoint simulated"
+  "$train" $tiny --device simt --epochs 1 --trace simulated.jsonl >simulated.out &&
+    cp "$(weights simulated)" first.safetensors &&
+    "$train" $tiny --device cpu --epochs 2 --resume >>simulated.out &&
+    "$train" $tiny --device simt --epochs 3 --resume >>simulated.out
+  [ $? -eq 0 ] && [ "$(grep -c 'resumed' simulated.out)" -eq 2 ] && grep -q 'after 3 epochs' simulated.out
+  check "--device simt trains, and a run goes from it to the CPU and back" $?
+  "$train" $tiny --device simt --epochs 1 --checkpoint simulated_again >/dev/null
+  cmp -s first.safetensors "$(weights simulated_again)"
+  check "--device simt: the same seed, the same bits" $?
+  "$train" $tiny --device reference --epochs 1 --checkpoint plain --trace plain.jsonl >/dev/null
+  losses() { grep '"step":1,' "$1" | grep -o '"loss":[0-9.]*' | cut -d: -f2; }
+  awk -v a="$(losses simulated.jsonl)" -v b="$(losses plain.jsonl)" \
+    'BEGIN { exit !(a > 0 && b > 0 && (a - b) ^ 2 <= (0.02 * b) ^ 2) }' # bf16; step_test.c derives what it may do
+  check "its first loss is the reference's, but for bf16" $?
+fi
 
 # -- Mistakes -----------------------------------------------------------------------------------------
 # refuse STATUS PATTERN ARGUMENTS: exactly one line on stderr, which matches, and that exit status.
@@ -326,13 +329,15 @@ if [ -c /dev/full ]; then
 fi
 
 # -- It learns ----------------------------------------------------------------------------------------
-"$shapes" --seed 4 --train 2000 --test 500 more >/dev/null
-"$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 4 --milestones 3 --mixup-alpha 0.2 --checkpoint learned >learned.out
-learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
-[ "${learned:-0}" -ge 50 ] # chance gives 10; seeds 1 and 2 gave 75 and 78
-check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
-grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
-check "the whole recipe's time is estimated from 8,000" $?
+if [ -z "$quick" ]; then
+  "$shapes" --seed 4 --train 2000 --test 500 more >/dev/null
+  "$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 4 --milestones 3 --mixup-alpha 0.2 --checkpoint learned >learned.out
+  learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
+  [ "${learned:-0}" -ge 50 ] # chance gives 10; seeds 1 and 2 gave 75 and 78
+  check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
+  grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
+  check "the whole recipe's time is estimated from 8,000" $?
+fi
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
