@@ -16,18 +16,8 @@
 //
 //     |cpu - reference| <= 8 sqrt(K) 2^-24 S        lambda = 8: probability 3 10^-14
 //
-// Where cpu/ takes Winograd's method, rounding happens at its points, and an element gets its part
-// of the errors of a whole tile, so it is measured against the largest value of the output:
-//
-//     |cpu - reference| <= a sqrt(N + 16) 2^-24 max |reference|, and <= 1e-4 max |reference|
-//
-// N is the number of products added at a point, and 16 stands for the transforms' own roundings,
-// four transforms of four. a is how much the transforms amplify independent errors: with rows B_t,
-// G_t, A_t of their matrices, pixel i of a tile has in one dimension the variance sum over t of
-// A_ti^2 |G_t|^2 |B_t|^2, at most 94, where its 3 products have 3. So errors grow by sqrt(94 / 3)
-// in one dimension and by 94 / 3 = 31 in two. (dw: 97 / 4. dx: 51 / 2.) With stride 2 it is 33 / 3,
-// 36 / 4 and 25 / 2, at most 13. A largest value is some 4.5 standard deviations large, which leaves
-// that much room for the largest error.
+// Where cpu/ takes Winograd's method, another sum is rounded, and winograd_bound.h says how far. The
+// bound has the same form, with N + 16 in place of K and a root of squares in place of S.
 //
 // S comes from the reference too, run on absolute values. One product left out or taken twice is
 // S / K on average, 2^21 / K^1.5 times the tolerance: 150 times for K = 576, 23 for 2048, and less
@@ -39,7 +29,7 @@
 #include "../cpu/conv.h"
 #include "../network.h"
 #include "../reference/reference.h"
-#include "inputs.h"
+#include "winograd_bound.h"
 #include <omp.h>
 #include <string.h>
 
@@ -83,8 +73,6 @@ static void poison_bytes(void *memory, size_t bytes) {
 }
 
 // -- Convolution ---------------------------------------------------------------------------------
-
-typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
 
 typedef struct {
   conv_shape shape;
@@ -166,38 +154,18 @@ static bool run_with_threads(const layer *l, pass p, guarded *out, guarded *sums
   return good;
 }
 
-// The largest |out - expected| / max |expected|.
-static double worst_of_largest(const float *out, const float *expected, const float *added,
-                               size_t count) {
-  double worst = 0, largest = 0;
-  for (size_t i = 0; i < count; i++) {
-    const double before = added ? added[i] : 0;
-    worst = larger(worst, fabs(out[i] - (before + expected[i])));
-    largest = larger(largest, fabs(expected[i]));
-  }
-  return worst / largest;
-}
-
-static double winograd_tolerance(const conv_shape *s, pass p) {
-  const int tiles = s->batch * ((s->out_height + 3) / 4) * ((s->out_width + 3) / 4);
-  const int N = p == BACKWARD_WEIGHT ? tiles : p == FORWARD ? s->in_channels : s->out_channels;
-  return fmin(1e-4, (s->stride == 1 ? 31 : 13) * sqrt(N + 16) * 0x1p-24);
-}
-
-// `option`: in the forward pass, sums; in the input gradient, accumulate. S: device.h's formula on
-// absolute values.
+// `option`: in the forward pass, sums; in the input gradient, accumulate. S: what the tolerance is
+// relative to, above.
 static bool compare_pass(const layer *l, pass p, bool option, const float *expected, const float *S,
                          size_t count, const char *what) {
   guarded out = guarded_array(count, p == BACKWARD_WEIGHT ? WEIGHT_GUARD : GUARD, SENTINEL);
   guarded sums = guarded_array(4 * (size_t)l->shape.out_channels, GUARD, SENTINEL);
   const float *before = p == BACKWARD_INPUT && option ? normals(count, 0, 1) : NULL;
   const bool good = run_with_threads(l, p, &out, p == FORWARD && option ? &sums : NULL, before);
-  if (cpu_conv_is_winograd(&l->shape))
-    check_error(worst_of_largest(out.data, expected, before, count),
-                winograd_tolerance(&l->shape, p), "%s %s, Winograd", l->name, what);
-  else
-    check_error(worst_relative(out.data, expected, S, before, count),
-                8 * sqrt(products(&l->shape, p)) * 0x1p-24, "%s %s", l->name, what);
+  const bool winograd = cpu_conv_is_winograd(&l->shape);
+  const int roundings = winograd ? winograd_products(&l->shape, p) + 16 : products(&l->shape, p);
+  check_error(worst_relative(out.data, expected, S, before, count), 8 * sqrt(roundings) * 0x1p-24,
+              "%s %s%s", l->name, what, winograd ? ", Winograd" : "");
   if (p == FORWARD && option) check_sums(l, cpu, (double *)sums.data, out.data);
   return good;
 }
@@ -209,7 +177,10 @@ static bool test_pass(const layer *l, const layer *absolutes, pass p) {
   double *sums = take(2 * s->out_channels * sizeof *sums);
   bool good;
   run_pass(reference, l, p, expected, sums, false);
-  run_pass(reference, absolutes, p, S, NULL, false);
+  if (cpu_conv_is_winograd(s))
+    winograd_root(s, p, l->x.data, l->w.data, l->dy.data, S, count);
+  else
+    run_pass(reference, absolutes, p, S, NULL, false);
   if (p == FORWARD) {
     check_sums(l, reference, sums, expected);
     good = compare_pass(l, p, true, expected, S, count, "y");
