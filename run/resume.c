@@ -24,7 +24,7 @@ static const char *bad_tensor(const network *n) {
 }
 
 bool load_weights(trainer *t, const char *path, error *e) {
-  if (!checkpoint_load(&t->network, path, e)) return false;
+  if (!checkpoint_load(&t->network, path, stdout, e)) return false;
   const char *bad = bad_tensor(&t->network);
   return !bad || fail(e, "%s: %s is not finite", path, bad);
 }
