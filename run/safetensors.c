@@ -314,9 +314,9 @@ static bool put(const char *path, const content *c, error *e) {
   return fail(e, "%s: could not be written: %s", path, strerror(ok ? errno : why));
 }
 
-// Is on the disk what was to be written, and can it be read? Reading it in pieces and in the page cache
-// takes little beside the fsync: 0.1 s for the 45 MB of width 64. The fingerprint says that the file's
-// header is the one in memory, so that one is parsed.
+// Has the file what was to be written, and can it be read? It is read in pieces, mostly from the memory in
+// which the system keeps it after writing: 0.07 s of processor time for the 45 MB of width 64, beside
+// 0.08 for writing them. The fingerprint says that the header is the one in memory, so that one is parsed.
 static bool reads_back(const char *path, const content *c, error *e) {
   size_t bytes;
   uint64_t found;
