@@ -40,18 +40,26 @@ bool cifar_parse(const uint8_t *bytes, size_t size, const char *name, uint8_t *i
 // place; a change of the pixels alone (a copy that went through JPEG, say) cannot be told from here.
 static const uint64_t CIFAR10_LABELS = 0xB4B601CC8E12CF5Fu;
 
-// batches.meta.txt holds ten names, a line each; without it the classes go by their numbers.
-static void read_class_names(const char *directory, dataset *data) {
+// batches.meta.txt holds ten names, a line each; without it, and for a line that is empty or missing, the
+// classes go by their numbers. False, with a line in e, where it is there and cannot be read.
+static bool read_class_names(const char *directory, dataset *data, error *e) {
   char path[4096];
+  uint8_t *bytes = NULL;
+  size_t size = 0;
   snprintf(path, sizeof path, "%s/batches.meta.txt", directory);
-  FILE *file = fopen(path, "r");
+  if (file_exists(path) && !(bytes = file_read(path, &size, e))) return false;
+  const char *text = bytes ? (const char *)bytes : "", *end = text + size;
   for (int i = 0; i < CLASSES; i++) {
-    char line[64] = "";
-    if (file && fgets(line, sizeof line, file)) line[strcspn(line, "\r\n")] = 0;
-    if (!line[0]) snprintf(line, sizeof line, "class %d", i);
-    snprintf(data->class_names[i], sizeof data->class_names[i], "%.23s", line);
+    enum { ROOM = sizeof data->class_names[0] };
+    int length = 0;
+    for (; text < end && *text != '\n'; text++)
+      if (*text != '\r' && length < ROOM - 1) data->class_names[i][length++] = *text;
+    if (text < end) text++;
+    data->class_names[i][length] = 0;
+    if (!data->class_names[i][0]) snprintf(data->class_names[i], ROOM, "class %d", i);
   }
-  if (file) fclose(file);
+  free(bytes);
+  return true;
 }
 
 static void describe(const char *directory, dataset *data, int all_train, int all_test) {
@@ -132,6 +140,7 @@ bool cifar_read(const char *directory, int train_limit, int test_limit, dataset 
               "%s: holds %d training and %d test images, fewer than --train-images %d or "
               "--test-images %d asks for",
               directory, all_train, all_test, train_limit, test_limit);
+  ok = ok && read_class_names(directory, data, e);
   if (!ok) {
     cifar_free(data);
     return false;
@@ -139,7 +148,6 @@ bool cifar_read(const char *directory, int train_limit, int test_limit, dataset 
   data->train_count = train_limit ? train_limit : all_train;
   data->test_count = test_limit ? test_limit : all_test;
   describe(directory, data, all_train, all_test);
-  read_class_names(directory, data);
   close_gap(data, data->train_count, data->test_count, all_train);
   const size_t kept = (size_t)(data->train_count + data->test_count);
   data->fingerprint = fingerprint(FINGERPRINT_OF_NOTHING, data->labels, kept);

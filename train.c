@@ -168,7 +168,8 @@ static bool prepare(trainer *t, error *e) {
     ok = read_resume(t, &resume, e) && trainer_set_up(t, e) && resume_run(t, &resume, e);
   else
     ok = take_width_from(o->eval, o, e) && take_width_from(o->init, o, e) && trainer_set_up(t, e) &&
-         (!o->init[0] || load_weights(t, o->init, e));
+         (!o->init[0] || load_weights(t, o->init, e)) &&
+         (o->eval[0] || checkpoint_claim(o->checkpoint, e));
   safetensors_free(&resume);
   return ok;
 }

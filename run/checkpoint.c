@@ -3,6 +3,8 @@
 #include "checkpoint.h"
 
 #include "files.h"
+#include <errno.h>
+#include <math.h>
 #include <string.h>
 
 enum { TENSORS = PARAMETERS + STATISTICS + UNITS };
@@ -33,12 +35,12 @@ static void reorder(const parameter *t, real *memory, float *file, bool to_file)
 }
 
 // The description of a parameter's tensor in a file; its shape there is PyTorch's.
-static tensor describe_tensor(const parameter *t, const char *prefix, const float *data) {
-  tensor result = {.dtype = "F32",
+static tensor describe_tensor(const parameter *t, const char *name, const float *data) {
+  tensor result = {.name = name,
+                   .dtype = "F32",
                    .rank = t->rank,
                    .bytes = t->count * sizeof(float),
                    .data = (const uint8_t *)data};
-  snprintf(result.name, sizeof result.name, "%s%s", prefix, t->name);
   const int order[4] = {0, t->rank == 4 ? 3 : 1, 1, 2}; // [K][R][S][C] -> [K][C][R][S]
   for (int i = 0; i < t->rank; i++) result.shape[i] = t->dims[order[i]];
   return result;
@@ -49,57 +51,127 @@ static void counter_name(char *name, size_t room, const parameter *running_mean)
   snprintf(name, room, "%.*s.num_batches_tracked", module, running_mean->name);
 }
 
+// -- Precisions ------------------------------------------------------------------------------------
+
+// What a file's weights may be: ours first.
+static const char *const precisions[] = {"F32", "F16", "BF16", "F64"};
+enum { PRECISIONS = sizeof precisions / sizeof *precisions };
+
+static bool precision_is_known(const char *dtype) {
+  for (int i = 0; i < PRECISIONS; i++)
+    if (!strcmp(dtype, precisions[i])) return true;
+  return false;
+}
+
+// IEEE 754's binary16: a sign, 5 bits of exponent + 15, 10 bits behind the leading 1, which the smallest
+// numbers (exponent bits 0) do not have. Every one of them is a float as well.
+static float half_to_float(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const float size = exponent == 31  ? fraction ? NAN : INFINITY
+                     : exponent == 0 ? ldexpf((float)fraction, -24)
+                                     : ldexpf((float)(1024 + fraction), exponent - 25);
+  return half & 0x8000 ? -size : size;
+}
+
+// A tensor of one of the precisions. memcpy, because the file's bytes may not be aligned.
+static void to_floats(const tensor *t, float *floats, size_t count) {
+  const size_t bytes = t->bytes / count;
+  for (size_t i = 0; i < count; i++) {
+    const uint8_t *from = t->data + i * bytes;
+    uint16_t half;
+    double number;
+    if (bytes == 4) {
+      memcpy(&floats[i], from, 4);
+    } else if (bytes == 8) {
+      memcpy(&number, from, 8);
+      floats[i] = (float)number;
+    } else {
+      memcpy(&half, from, 2);
+      const uint32_t upper = (uint32_t)half << 16; // bfloat16 is a float's upper half
+      if (t->dtype[0] == 'B')
+        memcpy(&floats[i], &upper, 4);
+      else
+        floats[i] = half_to_float(half);
+    }
+  }
+}
+
 // -- Saving ------------------------------------------------------------------------------------------
 
-// Device arrays to the file's order: `list` tensors from `memory`, appended to tensors and floats.
-static void append(const device *d, const parameter *list, int count, size_t size,
-                   const real *memory, const char *prefix, tensor *tensors, float *floats) {
-  real *host = allocate(size * sizeof(real));
+// What goes into a file: a list of tensors, their names, and their numbers in the file's order.
+typedef struct {
+  int count;
+  size_t filled; // of the floats
+  tensor tensors[TENSORS];
+  char names[TENSORS][TENSOR_NAME];
+  float floats[];
+} listing;
+
+static listing *make_listing(size_t floats, const char *path, error *e) {
+  return allocate_or_fail(sizeof(listing) + floats * sizeof(float), path, e);
+}
+
+// Device arrays to the file's order: adds the tensors of `list`, whose numbers are `memory`.
+static bool append(listing *l, const device *d, const parameter *list, int count, size_t size,
+                   const real *memory, const char *prefix, const char *path, error *e) {
+  real *host = allocate_or_fail(size * sizeof(real), path, e);
+  if (!host) return false;
   d->download(host, memory, size * sizeof(real));
   for (int i = 0; i < count; i++) {
-    reorder(&list[i], host + list[i].offset, floats + list[i].offset, true);
-    tensors[i] = describe_tensor(&list[i], prefix, floats + list[i].offset);
+    float *floats = l->floats + l->filled + list[i].offset;
+    char *name = l->names[l->count];
+    snprintf(name, TENSOR_NAME, "%s%s", prefix, list[i].name);
+    reorder(&list[i], host + list[i].offset, floats, true);
+    l->tensors[l->count++] = describe_tensor(&list[i], name, floats);
   }
+  l->filled += size;
   free(host);
+  return true;
+}
+
+static void append_counters(listing *l, const network *n) {
+  for (int i = 0; i < UNITS; i++) {
+    char *name = l->names[l->count];
+    counter_name(name, TENSOR_NAME, &n->statistics_list[2 * i]);
+    l->tensors[l->count++] = (tensor){.name = name,
+                                      .dtype = "I64",
+                                      .bytes = sizeof n->batches_tracked,
+                                      .data = (const uint8_t *)&n->batches_tracked};
+  }
 }
 
 static bool write_weights(const network *n, const char *path, uint64_t *file_fingerprint,
                           error *e) {
   const parameters *p = &n->parameters;
-  tensor *tensors = allocate(TENSORS * sizeof *tensors);
-  float *floats = allocate((p->count + n->statistics_size) * sizeof *floats);
-  append(n->device, p->list, PARAMETERS, p->count, p->weight, "", tensors, floats);
-  append(n->device, n->statistics_list, STATISTICS, n->statistics_size, n->statistics, "",
-         tensors + PARAMETERS, floats + p->count);
-  for (int i = 0; i < UNITS; i++) {
-    tensor *counter = &tensors[PARAMETERS + STATISTICS + i];
-    *counter = (tensor){.dtype = "I64",
-                        .bytes = sizeof n->batches_tracked,
-                        .data = (const uint8_t *)&n->batches_tracked};
-    counter_name(counter->name, sizeof counter->name, &n->statistics_list[2 * i]);
-  }
   const metadata format = {"format", "pt"}; // what PyTorch's own files say
-  const bool ok = safetensors_write(path, tensors, TENSORS, &format, 1, file_fingerprint, e);
-  free(floats);
-  free(tensors);
+  listing *l = make_listing(p->count + n->statistics_size, path, e);
+  bool ok = l && append(l, n->device, p->list, PARAMETERS, p->count, p->weight, "", path, e) &&
+            append(l, n->device, n->statistics_list, STATISTICS, n->statistics_size, n->statistics,
+                   "", path, e);
+  if (ok) {
+    append_counters(l, n);
+    ok = safetensors_write(path, l->tensors, l->count, &format, 1, file_fingerprint, e);
+  }
+  free(l);
   return ok;
 }
 
 static bool write_resume(const network *n, const char *path, uint64_t weights_fingerprint,
                          const metadata *state, int state_count, error *e) {
   const parameters *p = &n->parameters;
-  tensor *tensors = allocate(PARAMETERS * sizeof *tensors);
-  float *floats = allocate(p->count * sizeof *floats);
-  metadata *all = allocate((state_count + 1) * sizeof *all);
-  append(n->device, p->list, PARAMETERS, p->count, p->momentum, "momentum.", tensors, floats);
-  memcpy(all, state, state_count * sizeof *all);
-  snprintf(all[state_count].key, sizeof all->key, "weights");
-  snprintf(all[state_count].value, sizeof all->value, "%016llx",
-           (unsigned long long)weights_fingerprint);
-  const bool ok = safetensors_write(path, tensors, PARAMETERS, all, state_count + 1, NULL, e);
+  metadata *all = allocate_or_fail((state_count + 1) * sizeof *all, path, e);
+  listing *l = all ? make_listing(p->count, path, e) : NULL;
+  bool ok =
+      l && append(l, n->device, p->list, PARAMETERS, p->count, p->momentum, "momentum.", path, e);
+  if (ok) {
+    memcpy(all, state, state_count * sizeof *all);
+    snprintf(all[state_count].key, sizeof all->key, "weights");
+    snprintf(all[state_count].value, sizeof all->value, "%016llx",
+             (unsigned long long)weights_fingerprint);
+    ok = safetensors_write(path, l->tensors, l->count, all, state_count + 1, NULL, e);
+  }
+  free(l);
   free(all);
-  free(floats);
-  free(tensors);
   return ok;
 }
 
@@ -136,15 +208,23 @@ bool checkpoint_save(const network *n, const char *directory, const char *name,
 
 // -- Loading ---------------------------------------------------------------------------------------
 
+// A file that tensors are taken from.
+typedef struct {
+  const safetensors *s;
+  const char *path;
+  bool convert; // may its numbers be of another precision than F32?
+} source;
+
 // Finds the tensor that `wanted` describes; false, with a line, if it is not there as described.
-static bool find(const safetensors *s, const char *path, const tensor *wanted, const tensor **found,
-                 error *e) {
-  *found = safetensors_find(s, wanted->name);
-  if (!*found)
+static bool find(const source *from, const tensor *wanted, const tensor **found, error *e) {
+  const char *path = from->path;
+  const tensor *t = *found = safetensors_find(from->s, wanted->name);
+  if (!t)
     return fail(e, "%s: has no tensor %s, so it is not a checkpoint of this network", path,
                 wanted->name);
-  const tensor *t = *found;
-  if (strcmp(t->dtype, wanted->dtype))
+  const bool converted =
+      from->convert && !strcmp(wanted->dtype, "F32") && precision_is_known(t->dtype);
+  if (!converted && strcmp(t->dtype, wanted->dtype))
     return fail(e, "%s: %s has dtype %s, expected %s", path, t->name, t->dtype, wanted->dtype);
   bool same = t->rank == wanted->rank;
   for (int i = 0; same && i < t->rank; i++) same = t->shape[i] == wanted->shape[i];
@@ -157,44 +237,69 @@ static bool find(const safetensors *s, const char *path, const tensor *wanted, c
 }
 
 // Tensors of `list` from the file into `host`, which has the device array's order.
-static bool extract(const safetensors *s, const char *path, const parameter *list, int count,
-                    const char *prefix, real *host, error *e) {
+static bool extract(const source *from, const parameter *list, int count, const char *prefix,
+                    real *host, error *e) {
   for (int i = 0; i < count; i++) {
-    const tensor *t, wanted = describe_tensor(&list[i], prefix, NULL);
-    if (!find(s, path, &wanted, &t, e)) return false;
-    float *floats = allocate(t->bytes); // a copy, because the file's bytes may not be aligned
-    memcpy(floats, t->data, t->bytes);
+    char name[TENSOR_NAME];
+    snprintf(name, sizeof name, "%s%s", prefix, list[i].name);
+    const tensor *t, wanted = describe_tensor(&list[i], name, NULL);
+    if (!find(from, &wanted, &t, e)) return false;
+    float *floats = allocate(wanted.bytes);
+    to_floats(t, floats, list[i].count);
     reorder(&list[i], host + list[i].offset, floats, false);
     free(floats);
   }
   return true;
 }
 
-static bool extract_counters(const safetensors *s, const char *path, const network *n,
-                             int64_t *batches_tracked, error *e) {
+static bool extract_counters(const source *from, const network *n, int64_t *batches_tracked,
+                             error *e) {
   for (int i = 0; i < UNITS; i++) {
-    tensor wanted = {.dtype = "I64", .rank = 0};
-    const tensor *t;
-    counter_name(wanted.name, sizeof wanted.name, &n->statistics_list[2 * i]);
-    if (!find(s, path, &wanted, &t, e)) return false;
+    char name[TENSOR_NAME];
+    const tensor *t, wanted = {.name = name, .dtype = "I64", .rank = 0};
+    counter_name(name, sizeof name, &n->statistics_list[2 * i]);
+    if (!find(from, &wanted, &t, e)) return false;
     memcpy(batches_tracked, t->data, sizeof *batches_tracked); // all norms count the same batches
   }
   return true;
 }
 
+static int count_of(const safetensors *s, const char *dtype) {
+  int count = 0;
+  for (int i = 0; i < s->tensor_count; i++) count += !strcmp(s->tensors[i].dtype, dtype);
+  return count;
+}
+
+// What a file has beyond this network's tensors, all of which were found in it. Numbers that could be
+// weights belong to another network, a deeper one perhaps. Anything else, an index or a mask, is left
+// aside.
+static bool check_rest(const source *from, FILE *out, error *e) {
+  const safetensors *s = from->s;
+  int floats = 0;
+  for (int i = 0; i < PRECISIONS; i++) floats += count_of(s, precisions[i]);
+  if (floats > PARAMETERS + STATISTICS)
+    return fail(e, "%s: has %d tensors, expected %d, so it is not a checkpoint of this network",
+                from->path, s->tensor_count, TENSORS);
+  if (!out) return true;
+  for (int i = 1; i < PRECISIONS; i++)
+    if (count_of(s, precisions[i]))
+      fprintf(out, "%s: %d tensors converted from %s to F32\n", from->path,
+              count_of(s, precisions[i]), precisions[i]);
+  if (s->tensor_count > TENSORS)
+    fprintf(out, "%s: left aside, because this network does not have them: %d of %d tensors\n",
+            from->path, s->tensor_count - TENSORS, s->tensor_count);
+  return true;
+}
+
 // Everything is read and checked before anything in the network changes.
-static bool load_weights(network *n, const safetensors *s, const char *path, error *e) {
+static bool load_weights(network *n, const source *from, FILE *out, error *e) {
   parameters *p = &n->parameters;
   real *weights = allocate(p->count * sizeof(real));
   real *statistics = allocate(n->statistics_size * sizeof(real));
   int64_t batches_tracked;
-  const bool ok =
-      extract(s, path, p->list, PARAMETERS, "", weights, e) &&
-      extract(s, path, n->statistics_list, STATISTICS, "", statistics, e) &&
-      extract_counters(s, path, n, &batches_tracked, e) &&
-      (s->tensor_count == TENSORS ||
-       fail(e, "%s: has %d tensors, expected %d, so it is not a checkpoint of this network", path,
-            s->tensor_count, TENSORS));
+  const bool ok = extract(from, p->list, PARAMETERS, "", weights, e) &&
+                  extract(from, n->statistics_list, STATISTICS, "", statistics, e) &&
+                  extract_counters(from, n, &batches_tracked, e) && check_rest(from, out, e);
   if (ok) {
     n->device->upload(p->weight, weights, p->count * sizeof(real));
     n->device->upload(n->statistics, statistics, n->statistics_size * sizeof(real));
@@ -206,17 +311,18 @@ static bool load_weights(network *n, const safetensors *s, const char *path, err
   return ok;
 }
 
-bool checkpoint_load(network *n, const char *path, error *e) {
+bool checkpoint_load(network *n, const char *path, FILE *out, error *e) {
   safetensors s;
   if (!safetensors_read(path, &s, e)) return false;
-  const bool ok = load_weights(n, &s, path, e);
+  const source from = {.s = &s, .path = path, .convert = true};
+  const bool ok = load_weights(n, &from, out, e);
   safetensors_free(&s);
   return ok;
 }
 
 bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
-  if (!file_exists(f.resume))
+  if (!file_exists(f.resume) && errno == ENOENT)
     return fail(e, "%s: not there, so there is nothing to resume; leave out --resume to start anew",
                 f.resume);
   if (!safetensors_read(f.resume, resume, e)) return false;
@@ -226,29 +332,19 @@ bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e
   return false;
 }
 
-// Reads `path` if its fingerprint is the one wanted.
-static bool read_matching(const char *path, const char *wanted, safetensors *s, error *e) {
-  char actual[17];
-  if (!safetensors_read(path, s, e)) return false;
-  snprintf(actual, sizeof actual, "%016llx",
-           (unsigned long long)fingerprint(FINGERPRINT_OF_NOTHING, s->file, s->file_bytes));
-  if (!strcmp(actual, wanted)) return true;
-  safetensors_free(s);
-  return fail(e, "%s: these are not the weights that the resume file beside it was saved with",
+// Is this the fingerprint that a resume file wants of the weights beside it?
+static bool is_wanted(uint64_t actual, const char *wanted, const char *path, error *e) {
+  char text[17];
+  snprintf(text, sizeof text, "%016llx", (unsigned long long)actual);
+  return !strcmp(text, wanted) ||
+         fail(e, "%s: these are not the weights that the resume file beside it was saved with",
               path);
 }
 
-// The weights that belong to a resume file. A crash between the two renames of checkpoint_save left
-// them as .new: then the second rename is made up for.
-static bool read_weights_of(const safetensors *resume, const file_names *f, safetensors *weights,
-                            error *e) {
-  const char *wanted = safetensors_value(resume, "weights");
-  error unused;
-  if (read_matching(f->weights, wanted, weights, e)) return true;
-  if (!read_matching(f->new_weights, wanted, weights, &unused)) return false;
-  if (file_replace(f->new_weights, f->weights, e)) return true;
-  safetensors_free(weights);
-  return false;
+static bool matches(const char *path, const char *wanted, error *e) {
+  uint64_t actual;
+  size_t size;
+  return file_fingerprint(path, &actual, &size, e) && is_wanted(actual, wanted, path, e);
 }
 
 bool checkpoint_setting_beside(const char *weights_path, const char *key,
@@ -256,18 +352,16 @@ bool checkpoint_setting_beside(const char *weights_path, const char *key,
   static const char ending[] = ".safetensors";
   const size_t length = strlen(weights_path), stem = length - strlen(ending);
   char path[4200];
-  safetensors resume, weights;
+  safetensors resume;
   error unused; // no resume file, or not this one: there is no setting
   if (length <= strlen(ending) || strcmp(weights_path + stem, ending)) return false;
   snprintf(path, sizeof path, "%.*s.resume%s", (int)stem, weights_path, ending);
   if (!file_exists(path) || !safetensors_read(path, &resume, &unused)) return false;
   const char *wanted = safetensors_value(&resume, "weights");
   const char *setting = safetensors_value(&resume, key);
-  const bool found = wanted && setting && read_matching(weights_path, wanted, &weights, &unused);
-  if (found) {
-    snprintf(value, METADATA_VALUE, "%s", setting);
-    safetensors_free(&weights);
-  }
+  const bool found = wanted && setting && strlen(setting) < METADATA_VALUE &&
+                     matches(weights_path, wanted, &unused);
+  if (found) snprintf(value, METADATA_VALUE, "%s", setting);
   safetensors_free(&resume);
   return found;
 }
@@ -276,24 +370,60 @@ bool checkpoint_resume(network *n, const char *directory, const safetensors *res
   const file_names f = names_in(directory, CHECKPOINT_NAME);
   parameters *p = &n->parameters;
   safetensors weights;
-  if (!read_weights_of(resume, &f, &weights, e)) return false;
+  if (!safetensors_read(f.weights, &weights, e)) return false;
+  const source of_momentum = {.s = resume, .path = f.resume};
+  const source of_weights = {.s = &weights, .path = f.weights};
+  const uint64_t actual = fingerprint(FINGERPRINT_OF_NOTHING, weights.file, weights.file_bytes);
   real *momentum = allocate(p->count * sizeof(real));
-  const bool ok = extract(resume, f.resume, p->list, PARAMETERS, "momentum.", momentum, e) &&
-                  load_weights(n, &weights, f.weights, e);
+  const bool ok = is_wanted(actual, safetensors_value(resume, "weights"), f.weights, e) &&
+                  extract(&of_momentum, p->list, PARAMETERS, "momentum.", momentum, e) &&
+                  load_weights(n, &of_weights, NULL, e);
   if (ok) n->device->upload(p->momentum, momentum, p->count * sizeof(real));
   free(momentum);
   safetensors_free(&weights);
   return ok;
 }
 
+// -- Out of a new run's way, and what a crash left half done -----------------------------------------
+
 bool checkpoint_set_aside(const char *directory, int *number, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
   const char *const paths[] = {f.weights, f.resume};
-  safetensors resume, weights;
-  error unused; // damaged files are moved as they are
-  if (checkpoint_read_resume(directory, &resume, &unused)) {
-    if (read_weights_of(&resume, &f, &weights, &unused)) safetensors_free(&weights);
-    safetensors_free(&resume);
-  }
   return files_set_aside(paths, 2, number, e);
+}
+
+// A crash in checkpoint_set_aside, which moves the weights first, left them alone under .K, and the
+// resume file, which has their fingerprint, where it was: they go back to it.
+static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
+  char weights[4200], resume[4200];
+  error unused;
+  for (int k = 1;; k++) {
+    snprintf(weights, sizeof weights, "%s.%d", f->weights, k);
+    snprintf(resume, sizeof resume, "%s.%d", f->resume, k);
+    const bool alone = file_exists(weights) && !file_exists(resume);
+    if (alone && matches(weights, wanted, &unused)) return file_replace(weights, f->weights, e);
+    if (!file_exists(weights) && !file_exists(resume)) return true;
+  }
+}
+
+bool checkpoint_repair(const char *directory, error *e) {
+  const file_names f = names_in(directory, CHECKPOINT_NAME);
+  safetensors resume;
+  error unused; // damaged files stay as they are
+  bool ok = true;
+  if (!checkpoint_read_resume(directory, &resume, &unused)) return true;
+  const char *wanted = safetensors_value(&resume, "weights");
+  if (!matches(f.weights, wanted, &unused)) {
+    if (matches(f.new_weights, wanted, &unused))
+      ok = file_replace(f.new_weights, f.weights, e);
+    else if (!file_exists(f.weights))
+      ok = undo_set_aside(&f, wanted, e);
+  }
+  safetensors_free(&resume);
+  return ok;
+}
+
+bool checkpoint_claim(const char *directory, error *e) {
+  return directory_make(directory, e) && directory_claim(directory, e) &&
+         checkpoint_repair(directory, e);
 }

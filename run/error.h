@@ -43,4 +43,12 @@ static inline void *allocate(size_t bytes) {
   return memory;
 }
 
+// The same for a caller that has something to clear away first, a half-written file, or a name to give:
+// NULL, with a line in e that begins with `what`.
+static inline void *allocate_or_fail(size_t bytes, const char *what, error *e) {
+  void *memory = calloc(1, bytes ? bytes : 1);
+  if (!memory) fail(e, "%s: out of memory: could not get %zu more bytes", what, bytes);
+  return memory;
+}
+
 #endif

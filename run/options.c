@@ -309,7 +309,8 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
       if (p->role == FIXED)
         return fail(e, "--%s %s: the run was begun with %s, which cannot change in its middle",
                     p->name, now, quote(saved, strlen(saved)).text);
-      fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now, saved);
+      fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now,
+              quote(saved, strlen(saved)).text);
     } else if (!option_parse(p, saved, o)) {
       return fail(e, "the resume file says --%s %s, which is not possible; it is damaged", p->name,
                   quote(saved, strlen(saved)).text);

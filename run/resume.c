@@ -8,6 +8,7 @@
 #include "trainer.h"
 
 #include "checkpoint.h"
+#include "files.h"
 #include <inttypes.h>
 #include <string.h>
 
@@ -24,7 +25,7 @@ static const char *bad_tensor(const network *n) {
 }
 
 bool load_weights(trainer *t, const char *path, error *e) {
-  if (!checkpoint_load(&t->network, path, e)) return false;
+  if (!checkpoint_load(&t->network, path, stdout, e)) return false;
   const char *bad = bad_tensor(&t->network);
   return !bad || fail(e, "%s: %s is not finite", path, bad);
 }
@@ -54,7 +55,10 @@ bool save_run(trainer *t, error *e) {
 }
 
 bool read_resume(trainer *t, safetensors *resume, error *e) {
-  return checkpoint_read_resume(t->options.checkpoint, resume, e) &&
+  const char *directory = t->options.checkpoint;
+  // Where there is no directory, none is made: checkpoint_read_resume says that nothing is there.
+  return (!file_exists(directory) || checkpoint_claim(directory, e)) &&
+         checkpoint_read_resume(directory, resume, e) &&
          options_from_metadata(&t->options, resume, stdout, e) &&
          position_from_metadata(&t->at, resume, e);
 }

@@ -66,7 +66,8 @@ bool load_weights(trainer *t, const char *path, error *e);
 // The run's checkpoint. A new run first moves an earlier run's out of its way, and says so.
 bool save_run(trainer *t, error *e);
 
-// Takes over the saved settings and position: before the set-up, which they decide.
+// Claims the checkpoint directory, and takes over the saved settings and position: before the set-up,
+// which they decide.
 bool read_resume(trainer *t, safetensors *resume, error *e);
 
 // Takes over the saved weights and momentum: after it. False unless the data is the same.

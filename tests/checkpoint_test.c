@@ -5,9 +5,8 @@
 //
 //     make build/gcc/tests/checkpoint_test && build/gcc/tests/checkpoint_test
 #define _POSIX_C_SOURCE 200809L
+#include "precisions.h"
 #include "states.h"
-
-enum { TENSORS = 122 }; // 62 parameters, 40 running statistics, 20 counters
 
 // -- What is in the files -----------------------------------------------------------------------------
 
@@ -16,7 +15,7 @@ static void test_round_trip(void) {
   safetensors resume;
   check(save(&a, &e), "a state is saved %s", e.text);
   spoil(&victim);
-  check(checkpoint_load(&victim, scratch_path(WEIGHTS), &e) && same_weights(&victim, &a),
+  check(checkpoint_load(&victim, scratch_path(WEIGHTS), NULL, &e) && same_weights(&victim, &a),
         "weights, statistics and the counter come back to the bit %s", e.text);
   check(refreshed == 1, "and the device's rounded copies are made again");
   check(all_spoiled(victim.parameters.momentum, victim.parameters.count * sizeof(real)),
@@ -136,8 +135,35 @@ static void test_other_order(void) {
   free(header);
   safetensors_free(&s);
   spoil(&victim);
-  check(checkpoint_load(&victim, scratch_path(name), &e) && same_weights(&victim, &a),
+  check(checkpoint_load(&victim, scratch_path(name), NULL, &e) && same_weights(&victim, &a),
         "tensors and keys in another order, metadata between, spaces: the same %s", e.text);
+}
+
+// -- Other precisions, and what else a file may hold ---------------------------------------------------
+
+static void test_precisions(const safetensors *s) {
+  static const struct {
+    const char *dtype;
+    size_t bytes;
+    int rest;
+  } kinds[] = {{"F16", 2, 0}, {"BF16", 2, 7}, {"F64", 8, 1}};
+  for (int i = 0; i < 3; i++) {
+    char said[400] = "", line[100];
+    error e = {""};
+    FILE *out = fmemopen(said, sizeof said, "w");
+    write_precision(s, kinds[i].dtype, kinds[i].bytes, kinds[i].rest);
+    spoil(&victim);
+    const bool ok = checkpoint_load(&victim, scratch_path(bad), out, &e);
+    fclose(out);
+    check(ok && has_numbers(&victim, kinds[i].dtype) && victim.batches_tracked == a.batches_tracked,
+          "weights of %s are converted, number by number %s", kinds[i].dtype, e.text);
+    snprintf(line, sizeof line, ": 102 tensors converted from %s to F32\n", kinds[i].dtype);
+    check(strstr(said, line), "and a line says so");
+    snprintf(line, sizeof line, "left aside, because this network does not have them: %d of",
+             kinds[i].rest);
+    check((strstr(said, line) != NULL) == (kinds[i].rest > 0), "%d others are left aside",
+          kinds[i].rest);
+  }
 }
 
 // -- What is not loaded --------------------------------------------------------------------------------
@@ -147,8 +173,8 @@ static void expect_load_refused(const char *what, const char *name, const char *
   const uint64_t before = fingerprint_of(name);
   error e = {""};
   spoil(&victim);
-  check_refused(checkpoint_load(&victim, scratch_path(name), &e), &e, what, scratch_path(name),
-                phrase);
+  check_refused(checkpoint_load(&victim, scratch_path(name), NULL, &e), &e, what,
+                scratch_path(name), phrase);
   if (!is_spoiled(&victim) || fingerprint_of(name) != before)
     check(false, "%s: the network or the file changed", what);
 }
@@ -164,8 +190,8 @@ typedef struct {
 
 static const change changes[] = {
     {"whole numbers", "conv1.weight", "conv1.weight", "I32", 4, {8, 3, 3, 3}, 864, "dtype I32"},
-    {"doubles", "conv1.weight", "conv1.weight", "F64", 4, {8, 3, 3, 3}, 1728, "dtype F64"},
-    {"bfloat16", "linear.bias", "linear.bias", "BF16", 1, {10}, 20, "dtype BF16, expected F32"},
+    {"eight bits", "linear.bias", "linear.bias", "F8_E4M3", 1, {10}, 10, "F8_E4M3, expected F32"},
+    {"complex numbers", "linear.bias", "linear.bias", "C64", 1, {10}, 80, "C64, expected F32"},
     {"a float counter",
      "bn1.num_batches_tracked",
      "bn1.num_batches_tracked",
@@ -245,14 +271,6 @@ static const change changes[] = {
      "has no tensor layer4.1.bn2.num_batches_tracked"},
 };
 
-static const char bad[] = "bad.safetensors";
-
-static void write_bad(const tensor *tensors, int count) {
-  error e;
-  if (!safetensors_write(scratch_path(bad), tensors, count, NULL, 0, NULL, &e))
-    check(false, "%s", e.text);
-}
-
 static void test_changed_tensors(const safetensors *s) {
   static const uint8_t zeros[8192];
   tensor list[TENSORS];
@@ -261,9 +279,7 @@ static void test_changed_tensors(const safetensors *s) {
     memcpy(list, s->tensors, sizeof list);
     for (int j = 0; j < TENSORS; j++) {
       if (strcmp(list[j].name, c->tensor)) continue;
-      list[j] = (tensor){.rank = c->rank, .bytes = c->bytes, .data = zeros};
-      snprintf(list[j].name, sizeof list[j].name, "%s", c->name);
-      snprintf(list[j].dtype, sizeof list[j].dtype, "%s", c->dtype);
+      list[j] = (tensor){c->name, c->dtype, .rank = c->rank, .bytes = c->bytes, .data = zeros};
       for (int k = 0; k < c->rank; k++) list[j].shape[k] = c->shape[k];
     }
     write_bad(list, TENSORS);
@@ -277,6 +293,9 @@ static void test_missing_and_extra(const safetensors *s) {
   list[TENSORS] = (tensor){.name = "fc.bias", .dtype = "F32", .data = s->file, .bytes = 4};
   write_bad(list, TENSORS + 1);
   expect_load_refused("a tensor too many", bad, "has 123 tensors, expected 122");
+  list[TENSORS].dtype = "BF16", list[TENSORS].bytes = 2;
+  write_bad(list, TENSORS + 1);
+  expect_load_refused("a tensor of half precision too many", bad, "has 123 tensors, expected 122");
   for (int i = 0; i < 4; i++) { // lies at the place of each in turn: the last one moves there
     const int missing = (int)random_below(&numbers, TENSORS);
     char phrase[2 * TENSOR_NAME];
@@ -330,6 +349,7 @@ static void test_loading(void) {
   safetensors s;
   error e = {""};
   if (!check(safetensors_read(scratch_path(WEIGHTS), &s, &e), "the checkpoint %s", e.text)) return;
+  test_precisions(&s);
   test_changed_tensors(&s);
   test_missing_and_extra(&s);
   test_damaged_files(&s);
@@ -352,17 +372,26 @@ static void expect_resume_refused(const char *what, const char *name, const char
     check(false, "%s: the network or a file changed", what);
 }
 
-// The resume file of state a with `count` of its tensors and its first metadata, under a name that
-// the first tensor gets.
-static void write_resume(const char *first, int metadata_count) {
+// The resume file of state a with `metadata_count` of its three metadata, and with another name and dtype
+// for the momentum of the stem.
+static void write_resume(const char *name, const char *dtype, int metadata_count) {
   safetensors s;
   error e;
-  if (save(&a, &e) && safetensors_read(scratch_path(RESUME), &s, &e)) {
-    snprintf(s.tensors[0].name, sizeof s.tensors[0].name, "%s", first);
-    safetensors_write(scratch_path(RESUME), s.tensors, s.tensor_count, s.metadata, metadata_count,
-                      NULL, &e);
-    safetensors_free(&s);
+  metadata m[3];
+  if (!save(&a, &e) || !safetensors_read(scratch_path(RESUME), &s, &e)) return;
+  for (int i = 0; i < 3; i++) { // sorted by key: the weights' fingerprint is the last
+    snprintf(m[i].key, sizeof m[i].key, "%s", s.metadata[i].key);
+    snprintf(m[i].value, sizeof m[i].value, "%s", s.metadata[i].value);
   }
+  for (int i = 0; i < s.tensor_count; i++) {
+    tensor *t = &s.tensors[i];
+    if (strcmp(t->name, "momentum.conv1.weight")) continue;
+    t->name = name;
+    if (!strcmp(dtype, "F16")) t->bytes /= 2;
+    t->dtype = dtype;
+  }
+  safetensors_write(scratch_path(RESUME), s.tensors, s.tensor_count, m, metadata_count, NULL, &e);
+  safetensors_free(&s);
 }
 
 static void test_resuming(void) {
@@ -375,11 +404,13 @@ static void test_resuming(void) {
   expect_resume_refused("weights of another time", WEIGHTS, "not the weights");
   remove(scratch_path(WEIGHTS));
   expect_resume_refused("a resume file without weights", WEIGHTS, "No such file");
-  write_resume("momentum.conv1.weight", 2);
+  write_resume("momentum.conv1.weight", "F32", 2);
   expect_resume_refused("a resume file that names no weights", RESUME, "not a resume file");
-  write_resume("momentum.conv1", 3);
+  write_resume("momentum.conv1", "F32", 3);
   expect_resume_refused("a momentum by another name", RESUME,
                         "has no tensor momentum.conv1.weight");
+  write_resume("momentum.conv1.weight", "F16", 3);
+  expect_resume_refused("a momentum of half precision", RESUME, "dtype F16, expected F32");
   check(save(&a, &e) && truncate(scratch_path(RESUME), 5000) == 0, "a resume file cut %s", e.text);
   expect_resume_refused("a resume file cut short", RESUME, "damaged");
   check(save(&a, &e) && truncate(scratch_path(WEIGHTS), 5000) == 0, "weights cut %s", e.text);

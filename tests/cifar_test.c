@@ -86,6 +86,21 @@ static void test_names(void) {
   write_set();
 }
 
+// open() of a pipe that nobody writes to would wait for ever; main's alarm would end it.
+static void test_pipes(void) {
+  static const char *const files[] = {"batches.meta.txt", "data_batch_3.bin"};
+  for (int i = 0; i < 2; i++) {
+    dataset data;
+    error e;
+    remove(scratch_path(files[i]));
+    if (!check(mkfifo(scratch_path(files[i]), 0666) == 0, "a pipe as %s", files[i])) continue;
+    check_refused(cifar_read(scratch_directory, 0, 0, &data, &e), &e, "it", scratch_path(files[i]),
+                  "not a file");
+    remove(scratch_path(files[i]));
+    write_set();
+  }
+}
+
 // --train-images and --test-images
 static void test_limits(void) {
   dataset data, all;
@@ -370,6 +385,7 @@ static void test_test_batch(void) {
 }
 
 int main(void) {
+  alarm(100); // seconds, of which this test takes one
   seed = check_seed("cifar_test");
   numbers = random_open(seed, RANDOM_TEST, 0, 0);
   scratch_make();
@@ -377,6 +393,7 @@ int main(void) {
   write_set();
   test_whole_set();
   test_names();
+  test_pipes();
   test_limits();
   test_fingerprint();
   test_missing_and_short_files();

@@ -10,83 +10,12 @@
 //
 //     make build/gcc/tests/crash_test && build/gcc/tests/crash_test
 #define _POSIX_C_SOURCE 200809L
+#include "crash.h"
 #include "states.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
-
-// -- fsync and rename, watched -------------------------------------------------------------------
-
-// What happens at one of the calls of a save.
-typedef enum { NOTHING, FAIL_THERE, DIE_THERE, DAWDLE } event;
-
-static struct {
-  event event;
-  int at;         // the call at which it happens, from 1
-  int calls;      // how many there were
-  char order[16]; // what they did, a letter each
-  ino_t synced[8];
-  off_t synced_size[8];
-  int synced_count;
-} watch;
-
-static void watch_for(event what, int at) {
-  memset(&watch, 0, sizeof watch);
-  watch.event = what;
-  watch.at = at;
-}
-
-static double seconds_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void sleep_for(double seconds) {
-  struct timespec t = {.tv_sec = (time_t)seconds};
-  t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
-  nanosleep(&t, NULL);
-}
-
-// Counts a call; false if it is to fail.
-static bool call(char letter) {
-  if (watch.calls < (int)sizeof watch.order - 1) watch.order[watch.calls] = letter;
-  watch.calls++;
-  if (watch.event == DAWDLE) sleep_for(1e-3);
-  if (watch.calls != watch.at) return true;
-  if (watch.event == DIE_THERE) kill(getpid(), SIGKILL);
-  errno = EIO;
-  return false;
-}
-
-// 'd': a directory. 'f': a file, of which all bytes so far are then safe.
-int fsync(int handle) {
-  struct stat status;
-  if (fstat(handle, &status) != 0) return -1;
-  if (!call(S_ISDIR(status.st_mode) ? 'd' : 'f')) return -1;
-  if (watch.synced_count < 8) {
-    watch.synced[watch.synced_count] = status.st_ino;
-    watch.synced_size[watch.synced_count++] = status.st_size;
-  }
-  return fdatasync(handle);
-}
-
-// 'w': the weights get their name. 'r': the resume file does. '?': a file of which a power cut might
-// still take bytes, so that the name would stand for a damaged one.
-int rename(const char *from, const char *to) {
-  struct stat status;
-  bool safe = false;
-  if (stat(from, &status) == 0)
-    for (int i = 0; i < watch.synced_count; i++)
-      safe = safe || (watch.synced[i] == status.st_ino && watch.synced_size[i] == status.st_size);
-  if (!call(!safe ? '?' : strstr(to, ".resume.") ? 'r' : 'w')) return -1;
-  return renameat(AT_FDCWD, from, AT_FDCWD, to);
-}
 
 // -- What each kind of trouble leaves behind -----------------------------------------------------------
 
@@ -173,6 +102,51 @@ static void test_failure_at_each_call(void) {
   }
 }
 
+// A file that does not read back as it was written never gets its name.
+static void test_damage_at_each_file(void) {
+  for (int at = 1; at <= 2; at++)
+    for (event what = SPOIL_THERE; what <= CUT_THERE; what++) {
+      error e = {""};
+      begin_with_a();
+      watch_for(what, at);
+      const bool ok = save(&b, &e);
+      watch_for(NOTHING, 0);
+      check_refused(ok, &e, what == CUT_THERE ? "a file that loses a byte" : "a byte that changes",
+                    scratch_directory, "reads back other than it was written");
+      check(state_found(&e) == 'a' && nothing_new_left(), "file %d: state a stays %s", at, e.text);
+    }
+}
+
+// -- Without memory --------------------------------------------------------------------------------
+
+// At each allocation of a save in turn there is no memory: only for that one, or from there on. Where
+// the save says that it failed, state a is still there; where it does not, state b is.
+static void test_no_memory(void) {
+#ifdef OWN_ALLOCATOR
+  for (int lasting = 0; lasting <= 1; lasting++) {
+    int refused = 0;
+    bool ok = true, done = false;
+    for (int at = 1; !done && at <= 200; at++) {
+      error e = {""}, unused;
+      if (ok) begin_with_a();
+      fail_allocation(at, lasting);
+      ok = save(&b, &e);
+      done = !fail_no_allocation();
+      refused += !ok;
+      const bool said = ok || (strstr(e.text, "memory") && !strchr(e.text, '\n'));
+      if (!said || !nothing_new_left() || state_found(&unused) != (ok ? 'b' : 'a'))
+        check(false, "allocation %d: %s %s", at, ok ? "saved" : "refused", e.text);
+    }
+    check(done && refused >= 8, "no memory for %s of a save: %d times refused, and state a stays",
+          lasting ? "an allocation and all after it" : "one allocation", refused);
+  }
+#else
+  printf("skip a save without memory: not under sanitizers, and not without glibc\n");
+#endif
+}
+
+// -- An earlier run's files ------------------------------------------------------------------------
+
 // A checkpoint that a crash left between the two renames is set aside whole.
 static void test_set_aside_after_crash(void) {
   error e = {""};
@@ -181,13 +155,136 @@ static void test_set_aside_after_crash(void) {
   watch_for(DIE_THERE, 5);
   save_in_child(&b);
   watch_for(NOTHING, 0);
-  check(checkpoint_set_aside(scratch_directory, &number, &e) && number == 1 && save(&a, &e),
+  check(checkpoint_repair(scratch_directory, &e) &&
+            checkpoint_set_aside(scratch_directory, &number, &e) && number == 1 && save(&a, &e),
         "killed between the renames, set aside, another run saves %s", e.text);
   rename(scratch_path(WEIGHTS ".1"), scratch_path(WEIGHTS));
   rename(scratch_path(RESUME ".1"), scratch_path(RESUME));
   const char found = state_found(&e);
   check(found == 'b', "what was set aside can still be resumed: state %c, wanted b %s", found,
         e.text);
+}
+
+// Where the files of state a are: together under a name's ending ("" or ".K")?
+static const char *where_a_is(uint64_t weights, uint64_t resume) {
+  static const char *const endings[] = {"", ".1", ".2", ".3"};
+  for (int i = 0; i < 4; i++) {
+    char name[100], resume_name[100];
+    snprintf(name, sizeof name, WEIGHTS "%s", endings[i]);
+    snprintf(resume_name, sizeof resume_name, RESUME "%s", endings[i]);
+    if (fingerprint_of(name) == weights && fingerprint_of(resume_name) == resume) return endings[i];
+  }
+  return NULL;
+}
+
+// The first save of a new run, over state a.
+static bool save_over(void) {
+  int number;
+  error e;
+  return checkpoint_set_aside(scratch_directory, &number, &e) && save(&b, &e);
+}
+
+// kill -9 at each call of that: 1 to 4 move a away, 5 to 10 save b. After the next start a's two files
+// are together, and what stands under the names is a or b as a whole; the new run's next attempt ends
+// well. `taken`: an earlier pair's numbers are in use already, by one file each.
+static void test_kill_in_set_aside(bool taken) {
+  bool done = false;
+  for (int at = 1; !done && at <= 20; at++) {
+    error e = {""};
+    if (!begin_with_a()) return;
+    const uint64_t weights = fingerprint_of(WEIGHTS), resume = fingerprint_of(RESUME);
+    if (taken) scratch_write(scratch_path(WEIGHTS ".1"), "other", 5);
+    if (taken) scratch_write(scratch_path(RESUME ".2"), "other", 5);
+    watch_for(DIE_THERE, at);
+    const pid_t child = fork();
+    if (child == 0) _exit(!save_over());
+    int status = 0;
+    waitpid(child, &status, 0);
+    done = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    watch_for(NOTHING, 0);
+    const char found = state_found(&e), *where = where_a_is(weights, resume);
+    const char wanted = at <= 3 ? 'a' : at <= 7 ? '-' : 'b';
+    const char *ending = at <= 3 ? "" : taken ? ".3" : ".1";
+    check(found == wanted && where && !strcmp(where, ending),
+          "killed at call %d over an earlier run: %c, a's files under \"%s\" %s", at, found,
+          where ? where : "(apart)", e.text);
+    check(save_over() && state_found(&e) == 'b' && where_a_is(weights, resume),
+          "and the next attempt saves b, and has a's files together");
+  }
+  check(done, "it has an end");
+}
+
+// An error of the disk at each rename and fsync of moving the files away: none or both are moved.
+static void test_failure_in_set_aside(void) {
+  for (int at = 1; at <= 4; at++) {
+    error e = {""};
+    int number;
+    begin_with_a();
+    const uint64_t weights = fingerprint_of(WEIGHTS), resume = fingerprint_of(RESUME);
+    watch_for(FAIL_THERE, at);
+    const bool ok = checkpoint_set_aside(scratch_directory, &number, &e);
+    watch_for(NOTHING, 0);
+    const char *where = where_a_is(weights, resume);
+    check(!ok && where && !*where, "an error at call %d of moving a away: a is where it was", at);
+  }
+}
+
+// -- One run at a time -------------------------------------------------------------------------------
+
+// A child that claims the directory and waits to be killed. Its number once it has it.
+static pid_t claim_in_child(void) {
+  int ready[2];
+  char byte;
+  if (pipe(ready) != 0) return -1;
+  const pid_t child = fork();
+  if (child == 0) {
+    error e;
+    if (checkpoint_claim(scratch_directory, &e) && write(ready[1], "y", 1) == 1) pause();
+    _exit(1);
+  }
+  close(ready[1]);
+  const bool claimed = read(ready[0], &byte, 1) == 1;
+  close(ready[0]);
+  check(claimed, "a process claims the directory");
+  return child;
+}
+
+static void end_child(pid_t child) {
+  int status;
+  kill(child, SIGKILL);
+  waitpid(child, &status, 0);
+}
+
+static void test_one_at_a_time(void) {
+  char holder[100], host[64] = "";
+  error e = {""};
+  begin_with_a();
+  pid_t child = claim_in_child();
+  gethostname(host, sizeof host - 1);
+  snprintf(holder, sizeof holder, "in use by process %d on %s;", (int)child, host);
+  check_refused(checkpoint_claim(scratch_directory, &e), &e,
+                "a second one, which learns of the first", scratch_directory, holder);
+  end_child(child);
+  child = claim_in_child(); // the lock file is still there
+  scratch_write(scratch_path(".lock"), "an\033other\nmachine\n", 18);
+  check_refused(checkpoint_claim(scratch_directory, &e), &e,
+                "a name that is none is made printable", scratch_directory, "in use by an?other;");
+  end_child(child);
+  check(checkpoint_claim(scratch_directory, &e) && state_found(&e) == 'a',
+        "a claim dies with its process %s", e.text);
+  check(!file_exists(scratch_path(".probe")), "and leaves nothing but the lock file");
+}
+
+static void test_unwritable(void) {
+  error e = {""};
+  begin_with_a();
+  mkdir(scratch_path(".probe"), 0777);
+  check_refused(checkpoint_claim(scratch_directory, &e), &e, "a directory that takes no file",
+                scratch_directory, "cannot be saved there");
+  scratch_empty(scratch_directory);
+  mkdir(scratch_path(".lock"), 0777);
+  check_refused(checkpoint_claim(scratch_directory, &e), &e, "a directory that takes no lock",
+                scratch_directory, "cannot be saved there");
 }
 
 // -- Full disks and names that are taken --------------------------------------------------------------
@@ -322,7 +419,14 @@ int main(void) {
   test_kill_at_each_call();
   test_kill_in_first_save();
   test_failure_at_each_call();
+  test_damage_at_each_file();
+  test_no_memory();
   test_set_aside_after_crash();
+  test_kill_in_set_aside(false);
+  test_kill_in_set_aside(true);
+  test_failure_in_set_aside();
+  test_unwritable();
+  test_one_at_a_time();
   begin_with_a();
   const uint64_t weights = fingerprint_of(WEIGHTS), resume = fingerprint_of(RESUME);
   test_file_size_limit(weights, resume);

@@ -105,6 +105,7 @@ static inline char state_found(error *e) {
   safetensors resume;
   spoil(&victim);
   e->text[0] = 0;
+  if (!checkpoint_repair(scratch_directory, e)) return '!';
   if (!file_exists(scratch_path(RESUME))) return '-';
   if (!checkpoint_read_resume(scratch_directory, &resume, e)) return '!';
   const char *state = safetensors_value(&resume, "state");

@@ -138,6 +138,14 @@ for signal in INT TERM; do
 done
 "$train" $small --epochs 60 --checkpoint killed --log killed.csv --trace killed.jsonl >/dev/null 2>&1 &
 wait_for_lines killed.jsonl 16
+kill -STOP $! # it is alive, then, and in the middle of something
+for again in --resume "$small"; do
+  "$train" --data data $again --checkpoint killed --log second.csv >second.out 2>second.err
+  [ $? -eq 1 ] && [ "$(wc -l <second.err)" -eq 1 ] && grep -q "^train: killed: in use by process $! on $(uname -n);" second.err && [ ! -e second.csv ]
+  check "a second run in the same place, ${again%% *}: refused, and told the first one's number" $?
+done
+"$train" --plan --checkpoint killed >/dev/null && "$train" --data data --checkpoint killed --eval "$(weights a)" >/dev/null
+check "--plan and --eval need no place of their own" $?
 kill -9 $!
 wait $! 2>/dev/null
 done_steps=$(grep -c '"step"' killed.jsonl)
@@ -272,7 +280,20 @@ refuse 2 '^train: --bins needs --eval' --bins bins.csv
 refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301
+echo text >file
 refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
+[ ! -e nothing ]
+check "and nothing is made there" $?
+# Where nothing can be saved: noticed before the first step, whoever asks. /proc takes no file, even of root.
+refuse 1 '^train: file: a run cannot be saved there' $small --checkpoint file
+! grep -q '^epoch' refuse.out
+check "before the first step" $?
+refuse 1 '^train: /proc: a run cannot be saved there' $small --checkpoint /proc
+! grep -q '^epoch' refuse.out
+check "before the first step" $?
+mkfifo pipe
+timeout 20 "$train" --data data --eval pipe 2>&1 | grep -q '^train: pipe: not a file'
+check "a pipe is no file of weights, and nobody waits for it" $?
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
 refuse 1 'would fit' --data data --width 256 --batch 65536
 refuse 1 'no such|No such' --data data --eval missing.safetensors
