@@ -63,7 +63,7 @@ static void train_step(trainer *t) {
 // Which tensor is to blame? Not the weights: the bad gradient has already changed them. So the search
 // goes through the activations of the last forward pass, in the order in which they were computed.
 // Where the device went on, `later` steps before this result was read, all of them are bad by now.
-static bool report_bad_loss(const trainer *t, double loss, int later, error *e) {
+static bool fail_bad_loss(const trainer *t, double loss, int later, error *e) {
   char where[160] = "where from is not known any more, but with --keep-every 1 would be";
   const char *tensor = later ? NULL : network_bad_activation(&t->network);
   if (!later)
@@ -88,7 +88,7 @@ static bool read_results(trainer *t, error *e) {
   at->seconds += now - t->read_until;
   t->read_until = now;
   for (int i = 0; i < steps; i++) {
-    if (!isfinite(results[i].loss)) return report_bad_loss(t, results[i].loss, steps - 1 - i, e);
+    if (!isfinite(results[i].loss)) return fail_bad_loss(t, results[i].loss, steps - 1 - i, e);
     at->step_in_epoch++;
     at->step++;
     at->images += t->queue[i].count;
@@ -125,6 +125,24 @@ static void catch_signals(void) {
   sigaction(SIGTERM, &action, NULL);
 }
 
+// A test that is not finite is as bad as a loss that is not. The weights can be finite all the same: so
+// large that the logits overflow. And a running variance that is infinite makes zeros of its layer's
+// output, and a test loss that looks sound: hence the look at the statistics.
+static bool test_is_finite(const trainer *t, const score *test, error *e) {
+  const char *stays = t->saved ? ". The last checkpoint stays as it is" : "";
+  const char *bad = network_bad_weight(&t->network);
+  if (!bad) bad = network_bad_statistic(&t->network);
+  if (bad)
+    return fail(e, "%s is not finite after epoch %d; try a smaller --lr (it was %g)%s", bad,
+                t->at.epoch, learning_rate_of(&t->options, t->at.epoch), stays);
+  if (isfinite(test->loss) && isfinite(test->nll)) return true;
+  return fail(e,
+              "the test loss is %g after epoch %d, with weights that are finite: the logits "
+              "overflow; try a smaller --lr (it was %g)%s",
+              isfinite(test->loss) ? test->nll : test->loss, t->at.epoch,
+              learning_rate_of(&t->options, t->at.epoch), stays);
+}
+
 static bool train_epoch(trainer *t, error *e) {
   const int batch = t->options.batch, steps = (t->data.train_count + batch - 1) / batch;
   cifar_shuffle(t->order, t->data.train_count, t->options.seed, t->at.epoch);
@@ -137,6 +155,7 @@ static bool train_epoch(trainer *t, error *e) {
   if (!read_results(t, e)) return false;
   if (t->at.step_in_epoch < steps) return true; // stopped
   t->last_score = score_test_set(t);
+  if (!test_is_finite(t, &t->last_score, e)) return false;
   report_epoch(&t->report, &t->options, &t->data, &t->at, &t->last_score);
   t->at = (position){.epoch = t->at.epoch + 1, .step = t->at.step};
   return save_run(t, e);

@@ -169,7 +169,9 @@ bool evaluate(trainer *t, error *e) {
   if (!load_weights(t, t->options.eval, e)) return false;
   const char *whose_smoothing = settle_smoothing(&t->options);
   const score s = score_with(t, &sums);
-  if (!isfinite(s.nll)) return fail(e, "%s: gives logits that are not finite", t->options.eval);
+  if (!isfinite(s.loss) || !isfinite(s.nll))
+    return fail(e, "%s: the test loss is %g: weights so large that the logits overflow",
+                t->options.eval, isfinite(s.loss) ? s.nll : s.loss);
   print_evaluation(t, &s, &sums, whose_smoothing);
   return !t->options.bins[0] || write_bins(t->options.bins, &sums, e);
 }

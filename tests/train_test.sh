@@ -321,6 +321,17 @@ refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with 
 check "without a checkpoint none is spoken of" $?
 cmp -s kept.before "$(weights kept)"
 check "a loss that is not finite stops the run; the last good checkpoint stays" $?
+# A step of a length that makes weights with which the logits overflow, and two that make them so large
+# that their outputs' variance does, while the loss of training is a number still.
+refuse 1 'the test loss is -?(nan|inf) after epoch 0, .*try a smaller --lr' $small --train-images 64 --epochs 1 \
+  --lr 1e10 --checkpoint overflow --keep-every 1 --log overflow.csv
+[ "$(wc -l <overflow.csv)" -eq 1 ] && [ ! -e "$(weights overflow)" ]
+check "a test loss that is not finite: nothing saved, no row" $?
+refuse 1 'step-000001.safetensors: the test loss is .* overflow' --data data --eval overflow/step-000001.safetensors
+refuse 1 'running_var is not finite after epoch 0; try' $small --train-images 128 --epochs 1 --milestones none \
+  --lr 1e18 --checkpoint infinite --log infinite.csv
+[ "$(wc -l <infinite.csv)" -eq 1 ] && [ ! -e infinite ]
+check "a running statistic that is not finite: nothing saved, no row" $?
 (trap '' XFSZ; ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
 [ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'could not be written' full.err && cmp -s kept.before "$(weights kept)"
 check "a full disk: one line, and the last checkpoint stays" $?
