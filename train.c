@@ -17,16 +17,14 @@
 // (tests/wiring_test.c), and whole runs (tests/train_test.sh).
 //
 //     ./train --help
-#define _POSIX_C_SOURCE 200809L
 #include "run/checkpoint.h"
+#include "run/process.h"
 #include "run/schedule.h"
 #include "run/trainer.h"
 
 #include <math.h>
 #include <omp.h>
-#include <signal.h>
 #include <string.h>
-#include <unistd.h>
 
 // -- One step -------------------------------------------------------------------------------------
 
@@ -63,7 +61,7 @@ static void train_step(trainer *t) {
 // Which tensor is to blame? Not the weights: the bad gradient has already changed them. So the search
 // goes through the activations of the last forward pass, in the order in which they were computed.
 // Where the device went on, `later` steps before this result was read, all of them are bad by now.
-static bool report_bad_loss(const trainer *t, double loss, int later, error *e) {
+static bool fail_bad_loss(const trainer *t, double loss, int later, error *e) {
   char where[160] = "where from is not known any more, but with --keep-every 1 would be";
   const char *tensor = later ? NULL : network_bad_activation(&t->network);
   if (!later)
@@ -88,13 +86,15 @@ static bool read_results(trainer *t, error *e) {
   at->seconds += now - t->read_until;
   t->read_until = now;
   for (int i = 0; i < steps; i++) {
-    if (!isfinite(results[i].loss)) return report_bad_loss(t, results[i].loss, steps - 1 - i, e);
+    if (!isfinite(results[i].loss)) return fail_bad_loss(t, results[i].loss, steps - 1 - i, e);
     at->step_in_epoch++;
     at->step++;
     at->images += t->queue[i].count;
     at->loss += results[i].loss;
     at->correct += results[i].correct;
-    report_step(&t->report, &t->options, &t->data, at, &t->queue[i], &results[i]);
+    if (!report_step(&t->report, &t->options, &t->data, at, &t->queue[i], &results[i], e))
+      return fail_also(e, t->saved ? "; --resume goes on from the last checkpoint"
+                                   : "; nothing was saved before it");
   }
   return true;
 }
@@ -111,44 +111,61 @@ static bool keep_step(trainer *t, error *e) {
 
 // -- The loop ---------------------------------------------------------------------------------------
 
-static volatile sig_atomic_t stop_signal; // SIGINT or SIGTERM, once it came
-
-static void ask_to_stop(int signal) {
-  stop_signal = signal;
+// A test that is not finite is as bad as a loss that is not. The weights can be finite all the same: so
+// large that the logits overflow. And a running variance that is infinite makes zeros of its layer's
+// output, and a test loss that looks sound: hence the look at the statistics.
+static bool test_is_finite(const trainer *t, const score *test, error *e) {
+  const char *stays = t->saved ? ". The last checkpoint stays as it is" : "";
+  const char *bad = network_bad_weight(&t->network);
+  if (!bad) bad = network_bad_statistic(&t->network);
+  if (bad)
+    return fail(e, "%s is not finite after epoch %d; try a smaller --lr (it was %g)%s", bad,
+                t->at.epoch, learning_rate_of(&t->options, t->at.epoch), stays);
+  if (isfinite(test->loss) && isfinite(test->nll)) return true;
+  return fail(e,
+              "the test loss is %g after epoch %d, with weights that are finite: the logits "
+              "overflow; try a smaller --lr (it was %g)%s",
+              isfinite(test->loss) ? test->nll : test->loss, t->at.epoch,
+              learning_rate_of(&t->options, t->at.epoch), stays);
 }
 
-// The first signal asks the loop to stop after its step; a second one of its kind ends the process at once.
-static void catch_signals(void) {
-  struct sigaction action = {.sa_handler = ask_to_stop, .sa_flags = (int)SA_RESETHAND};
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, NULL);
-  sigaction(SIGTERM, &action, NULL);
+// The epoch's lines could not be written. The state after its last step can still be saved: a run
+// resumed from there tests once more and writes the lines.
+static bool fail_unwritten(trainer *t, error *e) {
+  error unused;
+  return fail_also(e, save_run(t, &unused) ? "; the run is saved: --resume writes it and goes on"
+                                           : "; nor could the run be saved");
 }
 
 static bool train_epoch(trainer *t, error *e) {
   const int batch = t->options.batch, steps = (t->data.train_count + batch - 1) / batch;
   cifar_shuffle(t->order, t->data.train_count, t->options.seed, t->at.epoch);
   t->read_until = clock_seconds();
-  while (t->at.step_in_epoch + t->queued < steps && !stop_signal) {
+  while (t->at.step_in_epoch + t->queued < steps && !process_is_to_stop()) {
     train_step(t);
     if (t->queued == t->queue_length && !read_results(t, e)) return false;
     if (!keep_step(t, e)) return false;
   }
   if (!read_results(t, e)) return false;
   if (t->at.step_in_epoch < steps) return true; // stopped
-  t->last_score = score_test_set(t);
-  report_epoch(&t->report, &t->options, &t->data, &t->at, &t->last_score);
+  const score test = score_test_set(t);
+  if (test.images < t->data.test_count) return true; // stopped: a resumed run tests again
+  if (!test_is_finite(t, &test, e)) return false;
+  t->last_score = test;
+  if (!report_epoch(&t->report, &t->options, &t->data, &t->at, &test, e))
+    return fail_unwritten(t, e);
   t->at = (position){.epoch = t->at.epoch + 1, .step = t->at.step};
   return save_run(t, e);
 }
 
 static bool train(trainer *t, error *e) {
   const options *o = &t->options;
-  catch_signals();
-  while (t->at.epoch < o->epochs && !stop_signal)
+  while (t->at.epoch < o->epochs && !process_is_to_stop())
     if (!train_epoch(t, e)) return false;
   if (t->at.epoch >= o->epochs) {
     if (!t->last_score.images) t->last_score = score_test_set(t); // resumed at its end
+    t->done = t->last_score.images == t->data.test_count;
+    if (!t->done) return true;
     report_done(&t->report, o, &t->data, &t->at, &t->last_score, &t->network);
     return true;
   }
@@ -176,15 +193,17 @@ static bool prepare(trainer *t, error *e) {
 
 static bool run(trainer *t, error *e) {
   const options *o = &t->options;
-  error closing;
+  if (!process_has_threads(omp_get_max_threads(), e)) return false;
   if (!strcmp(o->device, "auto") && !strcmp(t->device->name, "cpu"))
     printf("no GPU found: using the CPU; --device cuda says why\n");
   if (!prepare(t, e)) return false;
   if (o->eval[0]) return evaluate(t, e);
+  process_catch_signals();
   if (!report_open(&t->report, o, &t->data, t->device->name, &t->at, e)) return false;
   report_recipe(o);
   const bool ok = train(t, e);
-  return report_close(&t->report, ok ? e : &closing) && ok;
+  report_close(&t->report);
+  return ok;
 }
 
 static bool print_plan(const trainer *t, error *e) {
@@ -194,34 +213,18 @@ static bool print_plan(const trainer *t, error *e) {
   return true;
 }
 
-// OpenMP's threads wait for each other several hundred times a step. By default they do so by running
-// in circles, and where another process wants the processor too, every wait then costs a whole turn
-// of the scheduler: ten times slower was seen. Asleep, they cost nothing. The OpenMP library reads
-// this setting before main() begins, hence the second start.
-static void have_threads_sleep(char **argv) {
-  if (!getenv("OMP_WAIT_POLICY") && setenv("OMP_WAIT_POLICY", "passive", 1) == 0)
-    execvp(argv[0], argv); // returns only where that is not possible; then all goes on
-}
-
-// The exit status; a full disk under standard output is a failure, too.
-static int finish(int status) {
-  if (fflush(stdout) == 0 && !ferror(stdout)) return status;
-  fprintf(stderr, "train: what it says could not be written: disk full?\n");
-  return 1;
-}
-
 int main(int argc, char **argv) {
   static trainer t; // zeroes
   error e;
   options *o = &t.options;
-  have_threads_sleep(argv);
+  process_begin(argv);
   if (!options_parse(argc, argv, o, &e)) {
     fprintf(stderr, "train: %s\n", e.text);
     return 2;
   }
   if (o->help) {
     options_print_help(stdout);
-    return finish(0);
+    return process_end(true);
   }
   t.device = device_by_name(o->device, &e);
   if (!t.device) {
@@ -233,6 +236,5 @@ int main(int argc, char **argv) {
   fflush(stdout); // the line on stderr comes last
   if (!ok) fprintf(stderr, "train: %s\n", e.text);
   trainer_free(&t);
-  if (!ok) return 1;
-  return finish(stop_signal && t.at.epoch < o->epochs ? 128 + stop_signal : 0);
+  return ok ? process_end(t.done || o->plan || o->eval[0]) : 1;
 }

@@ -322,7 +322,7 @@ bool checkpoint_load(network *n, const char *path, FILE *out, error *e) {
 
 bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
-  if (!file_exists(f.resume) && errno == ENOENT)
+  if (!file_exists(f.resume) && (errno == ENOENT || errno == ENOTDIR))
     return fail(e, "%s: not there, so there is nothing to resume; leave out --resume to start anew",
                 f.resume);
   if (!safetensors_read(f.resume, resume, e)) return false;

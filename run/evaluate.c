@@ -19,9 +19,8 @@
 #include "trainer.h"
 
 #include "checkpoint.h"
-#include "files.h"
+#include "process.h"
 #include "reference/reference.h"
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -83,17 +82,19 @@ static void add_detail(const trainer *t, int count, detail *sums) {
 static score score_with(trainer *t, detail *sums) {
   const int batch = t->options.batch < TEST_BATCH ? t->options.batch : TEST_BATCH;
   const int images = t->data.test_count;
-  score s = {.images = images};
+  score s = {0};
   double correct = 0;
   int queued = 0;
-  for (int first = 0; first < images; first += batch) {
-    const int left = images - first, count = left < batch ? left : batch;
-    test_batch(t, first, count, queued++);
+  while (s.images < images && !process_is_to_stop()) {
+    const int left = images - s.images, count = left < batch ? left : batch;
+    test_batch(t, s.images, count, queued++);
+    s.images += count;
     if (sums) add_detail(t, count, sums);
     if (queued < t->queue_length && left > count) continue;
     add_results(t, queued, &s, &correct);
     queued = 0;
   }
+  if (s.images < images) return s;
   s.loss /= images;
   s.nll /= images;
   s.accuracy = correct / images;
@@ -113,26 +114,22 @@ static double calibration_error(const detail *sums, int images) {
   return error / images; // the bins' own counts cancel
 }
 
-// A bin's mean confidence and accuracy are left empty where it holds no image. An earlier file is set
-// aside; to what is no file of its own, a pipe or /dev/stdout, the bins are appended.
-static bool write_bins(const char *path, const detail *sums, error *e) {
-  int number;
-  if (file_is_regular(path) && !files_set_aside(&path, 1, &number, e)) return false;
-  fflush(stdout);
-  FILE *out = fopen(path, "a");
-  if (!out) return fail(e, "--bins %s: %s", path, strerror(errno));
-  fprintf(out, "from,to,images,confidence,accuracy\n");
+static const char bins_headings[] = "from,to,images,confidence,accuracy\n";
+
+// A bin's mean confidence and accuracy are left empty where it holds no image.
+static bool write_bins(log_file *f, const detail *sums, error *e) {
+  const position beginning = {0};
+  if (!log_file_begin(f, &beginning, NULL, e)) return false;
+  fputs(bins_headings, f->stream);
   for (int i = 0; i < BINS; i++) {
     const int images = sums->bin_all[i];
-    fprintf(out, "%.6f,%.6f,%d,", (double)i / BINS, (double)(i + 1) / BINS, images);
+    fprintf(f->stream, "%.6f,%.6f,%d,", (double)i / BINS, (double)(i + 1) / BINS, images);
     if (images)
-      fprintf(out, "%.9g,%.9g", sums->bin_confidence[i] / images,
+      fprintf(f->stream, "%.9g,%.9g", sums->bin_confidence[i] / images,
               (double)sums->bin_right[i] / images);
-    fprintf(out, images ? "\n" : ",\n");
+    fprintf(f->stream, images ? "\n" : ",\n");
   }
-  const bool failed = ferror(out);
-  return (fclose(out) == 0 && !failed) ||
-         fail(e, "--bins %s: could not be written: disk full?", path);
+  return log_file_sync(f, e);
 }
 
 // The smoothing of the criterion: the command line's; else that of the run which saved the weights,
@@ -164,12 +161,25 @@ static void print_evaluation(const trainer *t, const score *s, const detail *sum
       printf("  %-12s      -   (no image)\n", t->data.class_names[i]);
 }
 
-bool evaluate(trainer *t, error *e) {
+static bool test_and_print(trainer *t, log_file *bins, error *e) {
   detail sums = {0};
-  if (!load_weights(t, t->options.eval, e)) return false;
   const char *whose_smoothing = settle_smoothing(&t->options);
   const score s = score_with(t, &sums);
-  if (!isfinite(s.nll)) return fail(e, "%s: gives logits that are not finite", t->options.eval);
+  if (s.images < t->data.test_count) return true; // stopped: process_end says why
+  if (!isfinite(s.loss) || !isfinite(s.nll))
+    return fail(e, "%s: the test loss is %g: weights so large that the logits overflow",
+                t->options.eval, isfinite(s.loss) ? s.nll : s.loss);
   print_evaluation(t, &s, &sums, whose_smoothing);
-  return !t->options.bins[0] || write_bins(t->options.bins, &sums, e);
+  return !t->options.bins[0] || write_bins(bins, &sums, e);
+}
+
+bool evaluate(trainer *t, error *e) {
+  const options *o = &t->options;
+  log_file bins = {0};
+  if (!load_weights(t, o->eval, e)) return false;
+  // Before the test, which may take long, but an earlier file moves only when there is a new one.
+  if (o->bins[0] && !log_file_find(&bins, "--bins", o->bins, bins_headings, o, e)) return false;
+  const bool ok = test_and_print(t, &bins, e);
+  log_file_close(&bins);
+  return ok;
 }

@@ -111,6 +111,10 @@ static bool sync_directory_of(const char *path, error *e) {
   return ok || fail(e, "%s: could not be synced: %s", directory, strerror(why));
 }
 
+bool file_sync_name(const char *path, error *e) {
+  return sync_directory_of(path, e);
+}
+
 bool file_replace(const char *from, const char *to, error *e) {
   if (rename(from, to) != 0) return fail(e, "%s: could not be replaced: %s", to, strerror(errno));
   return sync_directory_of(to, e);

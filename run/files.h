@@ -5,7 +5,7 @@
 #include "error.h"
 #include <stdint.h>
 
-bool file_exists(const char *path);
+bool file_exists(const char *path); // if not, errno says why
 // There, and neither a directory, a device or a pipe, nor a link to something else.
 bool file_is_regular(const char *path);
 
@@ -24,6 +24,9 @@ bool file_write(int handle, const void *bytes, size_t count);
 // Makes `from` appear under the name `to`, replacing what was there in one step, and has the new
 // name reach the disk. A crash at any moment leaves either the old file or the new one.
 bool file_replace(const char *from, const char *to, error *e);
+
+// Has the name of a file, a new one say, reach the disk. fsync of the file alone does not.
+bool file_sync_name(const char *path, error *e);
 
 // Makes the directory and those above it that are missing, as mkdir -p does.
 bool directory_make(const char *path, error *e);

@@ -5,7 +5,6 @@
 
 #include "option_values.h"
 
-#include <ctype.h>
 #include <string.h>
 
 #define PLACE(name) offsetof(options, name), sizeof(((options *)0)->name)
@@ -105,7 +104,7 @@ bool options_set(options *o, const char *name, const char *value) {
 
 // -- Mistakes --------------------------------------------------------------------------------------
 
-// What a user typed, as a message repeats it: at most `length` bytes of it and 60, printable.
+// What a user typed, as a message repeats it: at most `length` bytes of it and 60.
 typedef struct {
   char text[64];
 } quotation;
@@ -118,8 +117,6 @@ static quotation quote(const char *typed, size_t length) {
     count--; // not in the middle of a letter of UTF-8
   if (length)
     snprintf(q.text, sizeof q.text, "%.*s%s", (int)count, typed, count < length ? "..." : "");
-  for (char *c = q.text; *c; c++)
-    if (iscntrl((unsigned char)*c)) *c = '?';
   return q;
 }
 
@@ -227,9 +224,21 @@ static bool parse_arguments(int argc, char **argv, bool presets, options *o, err
   return true;
 }
 
+// Options that would be left aside in silence: of `names`, the first that is on the command line.
+static bool check_without(const options *o, const char *what, const char *const *names, error *e) {
+  for (; *names; names++)
+    if (options_given(o, *names)) return fail(e, "%s: leave --%s away", what, *names);
+  return true;
+}
+
 static bool check(const options *o, error *e) {
-  if (o->eval[0] && (o->resume || o->init[0]))
-    return fail(e, "--eval excludes --resume and --init");
+  static const char *const of_a_run[] = {
+      "resume", "init",     "log",          "trace",      "checkpoint", "keep-every",  "epochs",
+      "lr",     "momentum", "weight-decay", "milestones", "gamma",      "mixup-alpha", NULL};
+  static const char *const of_files[] = {"eval", "init", "resume", "log", "trace", "bins", NULL};
+  if (o->plan && !check_without(o, "--plan only prints the network", of_files, e)) return false;
+  if (o->eval[0] && !check_without(o, "--eval only tests the weights of its file", of_a_run, e))
+    return false;
   if (o->bins[0] && !o->eval[0])
     return fail(e,
                 "--bins needs --eval FILE: it writes what the test of that file's weights gives");
@@ -280,7 +289,8 @@ void options_print_help(FILE *out) {
     print_option(&table[i], out);
   }
   fprintf(out, "\nA run that is interrupted (Ctrl-C) saves itself; the same command with --resume\n"
-               "goes on at the same step.\n");
+               "goes on at the same step. A second Ctrl-C ends it at once: what came after its\n"
+               "last save is then lost.\n");
 }
 
 // -- Settings in a checkpoint -------------------------------------------------------------------------
@@ -296,25 +306,36 @@ int options_to_metadata(const options *o, metadata *settings) {
   return count;
 }
 
+// Which options a preset sets. They say what was meant, as one that is given does, but the run keeps
+// its own, unless that cannot be.
+static bool preset_sets(const options *o, const option *p) {
+  return options_given(o, "preset") &&
+         (p->offset == offsetof(options, width) || p->offset == offsetof(options, epochs) ||
+          p->offset == offsetof(options, milestones));
+}
+
 bool options_from_metadata(options *o, const safetensors *resume, FILE *out, error *e) {
   for (int i = 0; i < TABLE_SIZE; i++) {
     const option *p = &table[i];
+    char now[METADATA_VALUE];
     if (p->role == PROCESS) continue;
     const char *saved = safetensors_value(resume, p->name);
     if (!saved) return fail(e, "the resume file does not say --%s; it is damaged", p->name);
-    if (o->given >> i & 1) {
-      char now[METADATA_VALUE];
-      option_print(p, o, now, sizeof now);
-      if (!strcmp(now, saved)) continue;
-      if (p->role == FIXED)
-        return fail(e, "--%s %s: the run was begun with %s, which cannot change in its middle",
-                    p->name, now, quote(saved, strlen(saved)).text);
+    option_print(p, o, now, sizeof now);
+    const bool given = o->given >> i & 1, preset = !given && preset_sets(o, p);
+    const bool differs = (given || preset) && strcmp(now, saved);
+    if (differs && p->role == FIXED)
+      return fail(e, "%s--%s %s: the run was begun with %s, which cannot change in its middle",
+                  preset ? "--preset sets " : "", p->name, now, quote(saved, strlen(saved)).text);
+    if (differs && given)
       fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now,
               quote(saved, strlen(saved)).text);
-    } else if (!option_parse(p, saved, o)) {
+    if (differs && preset)
+      fprintf(out, "--%s %s, with which the run was begun, stays; --preset alone would set %s\n",
+              p->name, quote(saved, strlen(saved)).text, now);
+    if (!given && !option_parse(p, saved, o))
       return fail(e, "the resume file says --%s %s, which is not possible; it is damaged", p->name,
                   quote(saved, strlen(saved)).text);
-    }
   }
   return check(o, e);
 }

@@ -45,8 +45,8 @@ typedef struct {
 // Defaults, then --preset, then the other options; of an option given twice the later value holds.
 // Values are written --name VALUE or --name=VALUE. False, with a line in e, for an option that does
 // not exist (with the one that was probably meant), a value that is not one or lies outside its
-// limits, or options that exclude or need each other. The line repeats at most 60 bytes of what was
-// typed, without control characters.
+// limits, or options that exclude or need each other, or that --plan or --eval would leave aside. The
+// line repeats at most 60 bytes of what was typed.
 bool options_parse(int argc, char **argv, options *o, error *e);
 
 // All options in groups, with their defaults, in lines of at most 80 columns.
@@ -64,7 +64,8 @@ int options_to_metadata(const options *o, metadata *settings);
 
 // Takes over the settings of the run that is resumed. An option given on the command line stands,
 // with a line of notice to `out` where it changes the run; but batch, width, seed and the number of
-// images cannot change in the middle of a run: false, with a line in e.
+// images cannot change in the middle of a run: false, with a line in e. What --preset would set is not
+// taken, and its own line says so; a width that it would change is refused.
 bool options_from_metadata(options *o, const safetensors *resume, FILE *out, error *e);
 
 #endif

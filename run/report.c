@@ -3,10 +3,8 @@
 #include "report.h"
 
 #include "checkpoint.h"
-#include "files.h"
 #include "inspect.h"
 #include "schedule.h"
-#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -28,9 +26,6 @@ double clock_seconds(void) {
 
 // -- Opening the files ---------------------------------------------------------------------------
 
-// Did this line of a log or trace come from before the position?
-typedef bool keep_line(const char *line, const position *at);
-
 static bool keep_row(const char *line, const position *at) {
   int epoch;
   return sscanf(line, "%d,", &epoch) != 1 || epoch < at->epoch; // the headings have no number
@@ -41,34 +36,6 @@ static bool keep_record(const char *line, const position *at) {
   long long step;
   if (sscanf(line, "{\"epoch\":%d,\"step\":%lld", &epoch, &step) == 2) return step <= at->step;
   return sscanf(line, "{\"epoch\":%d,", &epoch) != 1 || epoch < at->epoch;
-}
-
-// Rewrites the file with the lines to keep; a last line that a crash cut short goes too.
-static bool cut(const char *path, const position *at, keep_line *keep, error *e) {
-  char new_path[PATH_ROOM + 8], *line = NULL;
-  size_t room = 0;
-  snprintf(new_path, sizeof new_path, "%s.new", path);
-  FILE *in = fopen(path, "r"), *out = fopen(new_path, "w");
-  bool ok = in && out;
-  for (ssize_t length; ok && (length = getline(&line, &room, in)) > 0;)
-    if (line[length - 1] == '\n' && keep(line, at)) ok = fputs(line, out) >= 0;
-  const int why = errno;
-  free(line);
-  if (in) fclose(in);
-  if (out && fclose(out) != 0) ok = false;
-  if (!ok) return fail(e, "%s: could not be continued: %s", path, strerror(why));
-  return file_replace(new_path, path, e);
-}
-
-// *file is open for appending; *is_new tells whether it needs its first line.
-static bool open_one(const char *path, const position *at, keep_line *keep, FILE **file,
-                     bool *is_new, error *e) {
-  int number;
-  *is_new = !(at->step > 0 && file_exists(path));
-  if (!*is_new && !cut(path, at, keep, e)) return false;
-  if (*is_new && !files_set_aside(&path, 1, &number, e)) return false;
-  *file = fopen(path, "a");
-  return *file || fail(e, "%s: %s", path, strerror(errno));
 }
 
 static const char *kind_of_data(const dataset *data) {
@@ -99,22 +66,6 @@ static void trace_run(FILE *out, const options *o, const dataset *data, const ch
           o->lr, o->momentum, o->weight_decay, o->mixup_alpha, o->smoothing, device);
 }
 
-// A resumed run goes on only with a log or trace that begins as this program's do. A log with other
-// columns is an older program's, and anything else is no log at all: that is left as it is.
-static bool can_go_on(const char *path, const char *beginning, const char *option,
-                      const position *at, error *e) {
-  char start[sizeof csv_headings] = "";
-  if (at->step == 0 || !file_exists(path)) return true;
-  FILE *file = fopen(path, "r");
-  if (!file) return fail(e, "%s: %s", path, strerror(errno));
-  const size_t length = fread(start, 1, strlen(beginning), file);
-  fclose(file);
-  if (length == strlen(beginning) && !memcmp(start, beginning, length)) return true;
-  return fail(e,
-              "%s: does not begin as the file of a %s does (an older program's?); give another %s",
-              path, option, option);
-}
-
 // How wide a line of the screen is; 0 where the output goes elsewhere.
 static int terminal_columns(void) {
   struct winsize size;
@@ -122,21 +73,26 @@ static int terminal_columns(void) {
   return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 
+// Both files are looked at before either is changed.
+static bool open_files(report *r, const options *o, const position *at, error *e) {
+  return (!o->log[0] || log_file_find(&r->log, "--log", o->log, csv_headings, o, e)) &&
+         (!o->trace[0] || log_file_find(&r->trace, "--trace", o->trace, trace_beginning, o, e)) &&
+         (!o->log[0] || !o->trace[0] || log_files_differ(&r->log, &r->trace, e)) &&
+         (!o->log[0] || log_file_begin(&r->log, at, keep_row, e)) &&
+         (!o->trace[0] || log_file_begin(&r->trace, at, keep_record, e));
+}
+
 bool report_open(report *r, const options *o, const dataset *data, const char *device,
                  const position *at, error *e) {
-  bool is_new;
   *r = (report){.columns = terminal_columns(), .begun = clock_seconds(), .begun_step = at->step};
-  if (o->log[0]) {
-    if (!can_go_on(o->log, csv_headings, "--log", at, e)) return false;
-    if (!open_one(o->log, at, keep_row, &r->csv, &is_new, e)) return false;
-    if (is_new) fputs(csv_headings, r->csv);
-  }
-  if (o->trace[0]) {
-    if (!can_go_on(o->trace, trace_beginning, "--trace", at, e)) return false;
-    if (!open_one(o->trace, at, keep_record, &r->trace, &is_new, e)) return false;
-    if (is_new) trace_run(r->trace, o, data, device);
-  }
-  return true;
+  bool ok = open_files(r, o, at, e);
+  if (ok && r->log.is_empty) fputs(csv_headings, r->log.stream);
+  if (ok && r->trace.is_empty) trace_run(r->trace.stream, o, data, device);
+  ok = ok && log_file_written(&r->log, e) && log_file_written(&r->trace, e);
+  if (ok) return true;
+  log_file_close(&r->log);
+  log_file_close(&r->trace);
+  return false;
 }
 
 // A line that the next one overwrites; other output first clears it.
@@ -145,16 +101,14 @@ static void clear_progress(report *r) {
   r->progress_shown = false;
 }
 
-static bool close_one(FILE *file, const char *what, error *e) {
-  if (!file) return true;
-  const bool failed = ferror(file);
-  return (fclose(file) == 0 && !failed) || fail(e, "the %s could not be written: disk full?", what);
+bool report_sync(report *r, error *e) {
+  return log_file_sync(&r->log, e) && log_file_sync(&r->trace, e);
 }
 
-bool report_close(report *r, error *e) {
+void report_close(report *r) {
   clear_progress(r);
-  const bool log = close_one(r->csv, "--log file", e);
-  return close_one(r->trace, "--trace file", e) && log;
+  log_file_close(&r->log);
+  log_file_close(&r->trace);
 }
 
 void report_recipe(const options *o) {
@@ -184,7 +138,6 @@ static void trace_step(FILE *out, const position *at, const drawn_batch *batch,
   for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].flip);
   fprintf(out, "],\"loss\":%.17g,\"correct\":%.17g}\n", result->loss / batch->count,
           result->correct);
-  fflush(out);
 }
 
 // A line that wraps could not be overwritten, so it is cut where the terminal ends. Where the speed has
@@ -203,11 +156,12 @@ static void show_progress(report *r, const options *o, const position *at, int s
   r->progress_shown = true;
 }
 
-void report_step(report *r, const options *o, const dataset *data, const position *at,
-                 const drawn_batch *batch, const step_result *result) {
+bool report_step(report *r, const options *o, const dataset *data, const position *at,
+                 const drawn_batch *batch, const step_result *result, error *e) {
   const int steps = (data->train_count + o->batch - 1) / o->batch;
   r->images += batch->count;
-  if (r->trace) trace_step(r->trace, at, batch, result);
+  if (r->trace.stream) trace_step(r->trace.stream, at, batch, result);
+  if (!log_file_written(&r->trace, e)) return false;
   if ((at->step_in_epoch - 1) % LINE_EVERY == 0) {
     clear_progress(r);
     printf("epoch %3d  batch %4d/%d  lambda %.4f  batch accuracy %6.2f %%  loss %.4f\n", at->epoch,
@@ -216,10 +170,11 @@ void report_step(report *r, const options *o, const dataset *data, const positio
     fflush(stdout);
   }
   if (r->columns) show_progress(r, o, at, steps);
+  return true;
 }
 
-void report_epoch(report *r, const options *o, const dataset *data, const position *at,
-                  const score *test) {
+bool report_epoch(report *r, const options *o, const dataset *data, const position *at,
+                  const score *test, error *e) {
   const double images = (double)at->images;
   const double rate = learning_rate_of(o, at->epoch);
   clear_progress(r);
@@ -228,20 +183,17 @@ void report_epoch(report *r, const options *o, const dataset *data, const positi
          at->epoch, 100 * at->correct / images, at->loss / images, 100 * test->accuracy, test->loss,
          rate, at->seconds, images / at->seconds);
   fflush(stdout);
-  if (r->csv) {
-    fprintf(r->csv, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
+  if (r->log.stream)
+    fprintf(r->log.stream, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
             at->loss / images, at->correct / images, test->loss, test->accuracy, test->nll,
             at->seconds, kind_of_data(data));
-    fflush(r->csv);
-  }
-  if (r->trace) {
-    fprintf(r->trace,
+  if (r->trace.stream)
+    fprintf(r->trace.stream,
             "{\"epoch\":%d,\"train_loss\":%.17g,\"train_accuracy\":%.17g,\"test_loss\":%.17g,"
             "\"test_accuracy\":%.17g,\"seconds\":%.3f}\n",
             at->epoch, at->loss / images, at->correct / images, test->loss, test->accuracy,
             at->seconds);
-    fflush(r->trace);
-  }
+  return log_file_written(&r->log, e) && log_file_written(&r->trace, e);
 }
 
 // -- The end of a run -----------------------------------------------------------------------------

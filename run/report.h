@@ -11,13 +11,14 @@
 #define REPORT_H
 
 #include "cifar.h"
+#include "log_files.h"
 #include "network.h"
 #include "options.h"
 #include "progress.h"
 
 typedef struct {
-  FILE *csv, *trace; // NULL where not asked for
-  int columns;       // of the terminal; 0: the screen is none, so no progress line is kept
+  log_file log, trace; // without a stream where not asked for
+  int columns;         // of the terminal; 0: the screen is none, so no progress line is kept
   bool progress_shown;
   double begun;       // when this process began to train, in clock_seconds(), and
   int64_t begun_step; // at which step
@@ -26,22 +27,27 @@ typedef struct {
 
 double clock_seconds(void); // seconds on a clock that only goes forward
 
-// Opens the log and the trace. For a new run, earlier files of these names are set aside (.1, .2,
-// ..); a resumed run cuts off what came after its checkpoint and appends.
+// Opens the log and the trace, and writes their first lines (run/log_files.h). False, with a line in e
+// and both as they were, if one of them is refused.
 bool report_open(report *r, const options *o, const dataset *data, const char *device,
                  const position *at, error *e);
-bool report_close(report *r, error *e);
+void report_close(report *r);
+
+// Has every line so far reach the disk. Before a checkpoint is saved: a run resumed from it goes on
+// behind these lines, and writes none of them again.
+bool report_sync(report *r, error *e);
 
 // Before the first step: the settings of the recipe, in a line.
 void report_recipe(const options *o);
 
-// After a step. `result` is the batch's sums.
-void report_step(report *r, const options *o, const dataset *data, const position *at,
-                 const drawn_batch *batch, const step_result *result);
+// After a step. `result` is the batch's sums. False, with a line in e, if its line could not be
+// written: no state from this step on may then be saved, for the trace would lack the line for ever.
+bool report_step(report *r, const options *o, const dataset *data, const position *at,
+                 const drawn_batch *batch, const step_result *result, error *e);
 
-// After an epoch, `at` still naming it.
-void report_epoch(report *r, const options *o, const dataset *data, const position *at,
-                  const score *test);
+// After an epoch, `at` still naming it. False, with a line in e, if its lines could not be written.
+bool report_epoch(report *r, const options *o, const dataset *data, const position *at,
+                  const score *test, error *e);
 
 // After the last epoch: the result, and what one might do next; n: the network, for an estimate of
 // the whole recipe's time from the speed of this process.

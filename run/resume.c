@@ -36,6 +36,7 @@ bool save_as(trainer *t, const char *name, error *e) {
   if (bad)
     return fail(e, "%s is not finite after step %lld: not saved%s; try a smaller --lr", bad,
                 (long long)t->at.step, t->saved ? ", the last checkpoint stays as it is" : "");
+  if (!report_sync(&t->report, e)) return false; // before the state that says they are written
   int count = options_to_metadata(&t->options, state);
   count += position_to_metadata(&t->at, state + count);
   snprintf(state[count].key, sizeof state[count].key, "%s", data_key);

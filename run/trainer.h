@@ -25,6 +25,7 @@ typedef struct {
   report report;
   score last_score; // of the last epoch's test
   bool saved;       // has this process saved a checkpoint, or resumed one?
+  bool done;        // it came to its end, and was not stopped
 
   int32_t *order;                 // [train_count]: the images in the order of this epoch
   sample *test_samples;           // [batch]
@@ -75,7 +76,8 @@ bool resume_run(trainer *t, const safetensors *resume, error *e);
 
 // -- evaluate.c ----------------------------------------------------------------------------------
 
-// All test images, with the running statistics, neither augmented nor mixed.
+// All test images, with the running statistics, neither augmented nor mixed. Where the process is to
+// stop (run/process.h) the score is of fewer images than there are.
 score score_test_set(trainer *t);
 
 // --eval: loads the weights and prints negative log likelihood, training criterion, accuracy,

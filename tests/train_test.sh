@@ -93,50 +93,53 @@ check "the whole recipe's time is not guessed from 600 images" $?
 [ "$("$train" --plan 2>&1 | head -1 | cut -c1-5)" = layer ] && [ "$("$train" --help | head -1 | cut -c1-5)" = train ]
 check "--plan and --help begin with what was asked for" $?
 if command -v script >/dev/null && command -v stty >/dev/null; then
-  script -qec "stty cols 40; '$train' $small --epochs 1 --checkpoint narrow" /dev/null </dev/null >narrow.out 2>&1
+  # Its input stays open until it has ended: at the end of its input `script` may stop listening.
+  mkfifo open && script -qec "stty cols 40; '$train' $small --epochs 1 --checkpoint narrow" /dev/null 0<>open >narrow.out 2>&1
   tr '\r' '\n' <narrow.out | sed -n 's/^\x1b\[K\(epoch [0-9]* (.*\)/\1/p' >narrow.lines
   grep -q '^epoch 0 (0-0) 5/5 0:00:00 left' narrow.lines && awk 'length > 39 { exit 1 }' narrow.lines
   check "the progress line fits a terminal of 40 columns" $?
 fi
 
 # -- Interrupted and resumed ------------------------------------------------------------------------
-# Waits until a trace has so many lines, 20 s at most.
-wait_for_lines() { for _ in {1..400}; do [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ] && return; sleep 0.05; done; }
+# Waits until a file of the last background process has so many lines, or that process is gone.
+wait_for_lines() { until [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; do kill -0 $! 2>/dev/null || return 1; sleep 0.02; done; }
 # Every line but for the seconds it took: the log's column of that name, the trace's member.
 rows() { awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "seconds") skip = i } { $skip = ""; print }' "$1"; }
 lines() { sed 's/,"seconds":[0-9.]*//' "$1"; }
 said_in_resume() { grep -ao "\"$2\":\"[0-9]*\"" "$1/resnet18_cifar10.resume.safetensors" | tr -dc 0-9; }
-# A run on the checkpoint $signal, stopped by that signal in the middle of epoch 1: by the sixth line
-# that it writes of it there are 13 steps to go. A machine that is busy elsewhere gets more attempts.
+# A run without an end on the checkpoint $signal, stopped by that signal in the middle of an epoch, and
+# not of the first. Where that is, and how many epochs the runs of comparison need, only the machine
+# decides. It can be between two epochs, too: then there is another attempt.
 finer="$small --batch 16" # 19 steps an epoch
 stop_in_the_middle() {
-  for _ in 1 2 3 4 5; do
+  for _ in {1..10}; do
     rm -rf $signal $signal.csv $signal.jsonl
     # With default signals: a shell's background jobs ignore SIGINT.
-    env --default-signal=INT "$train" $finer --epochs 40 --checkpoint $signal --log $signal.csv --trace $signal.jsonl >$signal.out 2>&1 &
+    env --default-signal=INT "$train" $finer --epochs 100000 --checkpoint $signal --log $signal.csv --trace $signal.jsonl >$signal.out 2>&1 &
     wait_for_lines $signal.jsonl 27
     kill -$signal $!
     wait $!
     status=$? epoch=$(said_in_resume $signal epoch) step=$(said_in_resume $signal step_in_epoch)
-    [ "${epoch:-0}" -eq 1 ] && [ "${step:-0}" -gt 0 ] && return
+    [ "${epoch:-0}" -ge 1 ] && [ "${step:-0}" -gt 0 ] && [ "$step" -lt 19 ] && return
   done
 }
-"$train" $finer --epochs 3 --checkpoint whole --log whole.csv --trace whole.jsonl >/dev/null
-for signal in INT TERM; do
+for signal in INT TERM HUP; do
   stop_in_the_middle
-  [ $status -eq $([ $signal = INT ] && echo 130 || echo 143) ] && grep -q -- --resume $signal.out
+  [ $status -eq $((128 + $(kill -l $signal))) ] && grep -q -- --resume $signal.out
   check "SIG$signal: saves, says how to go on, exit status $status" $?
-  [ "$epoch" -eq 1 ] && [ "$step" -gt 0 ] && [ "$step" -lt 19 ] && [ "$(grep -c '"step"' $signal.jsonl)" -eq $((19 + step)) ]
-  check "it came in the middle of epoch $epoch, after its step $step of 19" $?
-  "$train" $finer --checkpoint $signal --log $signal.csv --trace $signal.jsonl --resume --epochs 3 >/dev/null 2>&1
-  same $signal whole
+  [ "$(grep -c '"step"' $signal.jsonl)" -eq $((19 * epoch + step)) ] && [ "$(wc -l <$signal.csv)" -eq $((1 + epoch)) ]
+  check "it came in the middle of epoch $epoch, after its step $step of 19, with all rows so far" $?
+  epochs=$((epoch + 2)) whole=whole$((epoch + 2))
+  [ -e $whole ] || "$train" $finer --epochs $epochs --checkpoint $whole --log $whole.csv --trace $whole.jsonl >/dev/null
+  "$train" $finer --checkpoint $signal --log $signal.csv --trace $signal.jsonl --resume --epochs $epochs >/dev/null 2>&1
+  same $signal $whole
   check "resumed: the bits of a run never stopped" $?
-  [ "$(wc -l <whole.csv)" -eq 4 ] && cmp -s <(rows $signal.csv) <(rows whole.csv)
+  [ "$(wc -l <$whole.csv)" -eq $((1 + epochs)) ] && cmp -s <(rows $signal.csv) <(rows $whole.csv)
   check "its log: every row, every column but the seconds" $?
-  [ "$(wc -l <whole.jsonl)" -eq 61 ] && cmp -s <(lines $signal.jsonl) <(lines whole.jsonl)
+  [ "$(wc -l <$whole.jsonl)" -eq $((1 + 20 * epochs)) ] && cmp -s <(lines $signal.jsonl) <(lines $whole.jsonl)
   check "its trace: every line, steps and epochs, but for the seconds" $?
 done
-"$train" $small --epochs 60 --checkpoint killed --log killed.csv --trace killed.jsonl >/dev/null 2>&1 &
+"$train" $small --epochs 100000 --checkpoint killed --log killed.csv --trace killed.jsonl >/dev/null 2>&1 &
 wait_for_lines killed.jsonl 16
 kill -STOP $! # it is alive, then, and in the middle of something
 for again in --resume "$small"; do
@@ -144,17 +147,37 @@ for again in --resume "$small"; do
   [ $? -eq 1 ] && [ "$(wc -l <second.err)" -eq 1 ] && grep -q "^train: killed: in use by process $! on $(uname -n);" second.err && [ ! -e second.csv ]
   check "a second run in the same place, ${again%% *}: refused, and told the first one's number" $?
 done
-"$train" --plan --checkpoint killed >/dev/null && "$train" --data data --checkpoint killed --eval "$(weights a)" >/dev/null
-check "--plan and --eval need no place of their own" $?
+rm -rf checkpoint # where runs are saved unless told otherwise
+"$train" --plan >/dev/null && "$train" --data data --eval "$(weights a)" >/dev/null && [ ! -e checkpoint ]
+check "--plan and --eval make and claim no place of their own" $?
 kill -9 $!
 wait $! 2>/dev/null
 done_steps=$(grep -c '"step"' killed.jsonl)
-"$train" --data data --checkpoint killed --log killed.csv --trace killed.jsonl --resume --epochs 5 >/dev/null
-"$train" $small --epochs 5 --checkpoint killed.whole >/dev/null
-[ "$done_steps" -lt 25 ] && same killed killed.whole
+epochs=$(($(said_in_resume killed epoch) + 2))
+"$train" --data data --checkpoint killed --log killed.csv --trace killed.jsonl --resume --epochs $epochs >/dev/null
+"$train" $small --epochs $epochs --checkpoint killed.whole --log killed.whole.csv --trace killed.whole.jsonl >/dev/null
+same killed killed.whole
 check "killed after step $done_steps and resumed from the last epoch: the same bits" $?
-[ "$(cut -d, -f1 killed.csv | tr '\n' ' ')" = 'epoch 0 1 2 3 4 ' ] && [ "$(grep -c '"step"' killed.jsonl)" -eq 25 ]
+cmp -s <(rows killed.csv) <(rows killed.whole.csv) && cmp -s <(lines killed.jsonl) <(lines killed.whole.jsonl)
 check "its log and trace have each epoch and step once" $?
+# The plain reference takes its time over the test images: the signal comes while it looks at them.
+slow="--data data --width 8 --batch 4 --train-images 4 --epochs 1 --device reference"
+for _ in {1..10}; do
+  rm -rf tested tested.jsonl tested.csv
+  env --default-signal=INT "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl >/dev/null 2>&1 &
+  wait_for_lines tested.jsonl 2
+  kill -INT $! 2>/dev/null
+  wait $!
+  status=$?
+  [ $status -ne 0 ] && break
+done
+[ $status -eq 130 ] && [ "$(wc -l <tested.csv)" -eq 1 ] && [ "$(said_in_resume tested step_in_epoch)" = 1 ] &&
+  "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl --resume >/dev/null &&
+  [ "$(wc -l <tested.csv)" -eq 2 ] && [ "$(wc -l <tested.jsonl)" -eq 3 ]
+check "a signal during the test stops it there: the step is saved, and the resumed run tests" $?
+"$train" $small --epochs 100000 --checkpoint headed --trace headed.jsonl 2>headed.err | head -1 >/dev/null
+[ "${PIPESTATUS[0]}" -eq 141 ] && [ ! -s headed.err ] && [ "$(said_in_resume headed step)" -eq "$(grep -c '"step"' headed.jsonl)" ]
+check "a closed pipe (| head) ends a run without a word, and saves its last step" $?
 "$train" --data data --checkpoint a --resume >again.out && grep -q "test accuracy $accuracy" again.out
 check "resuming a finished run says that it is finished" $?
 
@@ -235,6 +258,8 @@ for odd in "$long" "--$long" "--$long=" "=$long" "--lr=$long" "--data=$long" "--
   "--milestones=$long" "--preset=$long" "--plan=$long" $'--a\nb\n' $'--lr=\n1' $'--plan=\n' $'--data=a\nb'; do
   refuse 2 '^train: .{10,150}$' "$odd"
 done
+refuse 2 '^train: --data a\\nb\\x1b\[2J: not possible; ' --data $'a\nb\e[2J'
+refuse 1 '^train: nowhere/(\./)+\.\.\.[./]+/data_batch_1.bin: No such file or directory; .*place$' --data nowhere$(printf '/.%.0s' {1..900})
 # --name=value
 refuse 2 '^train: --width 12: ' --width=12
 refuse 2 '^train: --lr 0.1=2: ' --lr=0.1=2
@@ -275,7 +300,12 @@ if ! nvidia-smi >/dev/null 2>&1; then
   "$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
   check "--device auto without a GPU: says so, and takes the CPU" $?
 fi
-refuse 2 'exclude' --resume --eval x
+refuse 2 '^train: --eval only tests .*: leave --resume away$' --resume --eval x
+for option in init log trace checkpoint keep-every epochs lr weight-decay mixup-alpha gamma milestones; do
+  refuse 2 "^train: --eval only tests the weights of its file: leave --$option away$" --eval x --$option 1
+done
+for option in eval init log; do refuse 2 "^train: --plan only prints the network: leave --$option away$" --plan --$option x; done
+refuse 2 '^train: --plan only prints the network: leave --resume away$' --plan --resume
 refuse 2 '^train: --bins needs --eval' --bins bins.csv
 refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
@@ -291,9 +321,18 @@ check "before the first step" $?
 refuse 1 '^train: /proc: a run cannot be saved there' $small --checkpoint /proc
 ! grep -q '^epoch' refuse.out
 check "before the first step" $?
-mkfifo pipe
-timeout 20 "$train" --data data --eval pipe 2>&1 | grep -q '^train: pipe: not a file'
+mkfifo weights_pipe
+timeout 20 "$train" --data data --eval weights_pipe 2>&1 | grep -q '^train: weights_pipe: not a file'
 check "a pipe is no file of weights, and nobody waits for it" $?
+ln -s loop loop
+refuse 1 'loop/resnet18_cifar10.resume.safetensors: Too many levels' --data data --checkpoint loop --resume
+refuse 1 '^train: nowhere/bins.csv: No such file' --data data --eval "$(weights a)" --bins nowhere/bins.csv
+! grep -q accuracy refuse.out
+check "and before the test" $?
+refuse 1 '^train: --preset sets --width 64: the run was begun with 8' --data data --checkpoint kept --preset recipe --resume
+cp -r kept longer && "$train" --data data --checkpoint longer --width 8 --preset quick --epochs 2 --resume |
+  grep -q '^--milestones 1, with which the run was begun, stays; --preset alone would set 1,2$'
+check "a preset does not change the milestones of a run that goes on, and it says so" $?
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
 refuse 1 'would fit' --data data --width 256 --batch 65536
 refuse 1 'no such|No such' --data data --eval missing.safetensors
@@ -333,6 +372,75 @@ done
   "$train" --preset recipe --preset quick --plan | grep -q '^conv1 .* 32x32x16 '
 check "an option stands above its preset, and the later of two presets holds" $?
 
+# -- Logs and traces --------------------------------------------------------------------------------
+one="--data data --width 8 --train-images 64 --test-images 2 --milestones none --epochs 1 --checkpoint one"
+"$train" $one --log one.csv --trace one.jsonl >/dev/null
+"$train" $one --log one.csv --trace one.jsonl >one.out
+grep -qx 'one.csv: the earlier run.s is now one.csv.1' one.out && grep -q 'one.jsonl.1$' one.out && cmp -s <(rows one.csv) <(rows one.csv.1)
+check "a new run moves an earlier run's log and trace aside, and says so" $?
+ln -s one.csv link.csv && "$train" $one --log link.csv >one.out && [ -h link.csv ] && [ -e one.csv.2 ] && [ "$(wc -l <one.csv)" -eq 2 ] &&
+  grep -q '^link.csv: .* now .*/one.csv.2$' one.out
+check "a symbolic link is followed: its target moves, and it leads to the new log" $?
+: >empty.csv && ln -s absent.csv dangling.csv && "$train" $one --log empty.csv >/dev/null && [ ! -e empty.csv.1 ] && [ "$(wc -l <empty.csv)" -eq 2 ] &&
+  "$train" $one --log dangling.csv >/dev/null && [ "$(wc -l <absent.csv)" -eq 2 ]
+check "an empty file, and a link to nothing, are simply written" $?
+echo 'my thesis' >thesis
+for option in --log --trace; do refuse 1 'thesis: does not begin as .*; give another' $one $option thesis; done
+refuse 1 'thesis: does not begin' $one --log one.csv --trace thesis
+refuse 1 'thesis: does not begin' --data data --eval "$(weights one)" --bins thesis
+[ "$(cat thesis)" = 'my thesis' ] && [ ! -e thesis.1 ] && [ ! -e one.csv.3 ] && [ "$(wc -l <one.csv)" -eq 2 ]
+check "what is no log, trace or bins of ours stays, and so does the log beside it" $?
+mkdir folder unused && ln data/test_batch.bin hard.link
+refuse 1 'folder: Is a directory' $one --log folder
+refuse 1 'test_batch.bin: is a file of the data set' $one --log data/test_batch.bin
+refuse 1 'hard.link: is a file of the data set' $one --trace hard.link
+refuse 1 'safetensors: is a file of the checkpoint' $one --log "$(weights one)"
+refuse 1 'safetensors: is a file of the checkpoint' $one --checkpoint unused --log "$(weights unused)"
+refuse 1 'the same file' $one --log both --trace ./both
+ln -s both both.link
+refuse 1 'the same file' $one --log both.link --trace both
+[ -d folder ] && [ ! -e folder.1 ] && [ -s data/test_batch.bin ] && [ ! -e "$(weights unused)" ] && [ ! -e both ] && [ -h both.link ]
+check "and none of them is moved, or left where nothing was" $?
+ln -s /dev/null null && "$train" $one --log null --trace null >/dev/null && [ -h null ] && [ ! -h null.1 ]
+check "a device is written to, and stays" $?
+mkfifo pipe
+refuse 1 'pipe: a pipe that nobody reads' $one --log pipe
+(exec 5<>pipe; "$train" $one --log pipe >/dev/null; "$train" $one --log pipe --resume --epochs 2 >/dev/null; timeout 60 head -n 3 <&5 >piped)
+[ -p pipe ] && [ "$(cut -d, -f1 piped | tr '\n' ' ')" = 'epoch 0 1 ' ]
+check "a pipe is appended to as it is, by a resumed run too" $?
+"$train" $one --log closed.csv --trace closed.jsonl <&- >&- 2>&-
+[ $? -eq 0 ] && [ "$(grep -c '^{' closed.jsonl)" -eq 3 ] && [ "$(wc -l <closed.jsonl)" -eq 3 ] && [ "$(wc -l <closed.csv)" -eq 2 ]
+check "with standard output closed nothing is printed into a log" $?
+"$train" $one --log /dev/stdout >shared.out
+[ "$(grep -c '^0,' shared.out)" -eq 1 ] && grep -q '^done' shared.out && grep -q '^epoch,lr' shared.out && grep -q '^recipe' shared.out
+check "a log that is standard output stands among its lines" $?
+
+# Two files that cannot grow: filled up to 10 bytes below \`ulimit -f\`, by a row that is all blanks. The
+# limit lets a checkpoint through, but no row.
+fill() { printf "%-$((2000 * 1024 - 10 - $(wc -c <"$1") - 1))s\\n" "$2" >>"$1"; }
+"$train" $one --checkpoint full --log full.csv --trace full.jsonl >/dev/null
+"$train" $one --epochs 2 --checkpoint full.whole --log full.whole.csv --trace full.whole.jsonl >/dev/null
+cp full.csv full.csv.copy && fill full.csv 0,
+(ulimit -f 2000; "$train" $one --checkpoint full --log full.csv --trace full.jsonl --resume --epochs 2 >/dev/null 2>full.err)
+[ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q '^train: full.csv: could not be written: File too large; the run is saved' full.err &&
+  [ "$(said_in_resume full step)" -eq 2 ]
+check "a row that cannot be written stops the run, which is saved as of its last step" $?
+cp full.csv.copy full.csv # room is made
+cp -r full full.step && cp full.csv step.csv && cp full.jsonl step.jsonl
+"$train" $one --checkpoint full --log full.csv --trace full.jsonl --resume --epochs 2 >/dev/null
+same full full.whole && cmp -s <(rows full.csv) <(rows full.whole.csv) && cmp -s <(lines full.jsonl) <(lines full.whole.jsonl)
+check "resumed, with room: the same bits, each row of log and trace once" $?
+"$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl >/dev/null
+cp "$(weights full.step)" full.before && cp full.step.jsonl full.step.copy && fill full.step.jsonl '{"epoch":0,'
+(ulimit -f 2000; "$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl --resume --epochs 2 >/dev/null 2>full.err)
+[ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'full.step.jsonl: could not be written: File too large; --resume goes on from the last' full.err &&
+  cmp -s full.before "$(weights full.step)"
+check "a step's line that cannot be written stops the run; no state without its line is saved" $?
+cp full.step.copy full.step.jsonl
+"$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl --resume --epochs 2 >/dev/null
+same full.step full.whole && cmp -s <(lines full.step.jsonl) <(lines full.whole.jsonl) && cmp -s <(rows full.step.csv) <(rows full.whole.csv)
+check "resumed, with room: the same bits, each line once" $?
+
 # -- Bad moments ------------------------------------------------------------------------------------
 cp "$(weights kept)" kept.before
 refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with a bad value is' \
@@ -342,13 +450,34 @@ refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with 
 check "without a checkpoint none is spoken of" $?
 cmp -s kept.before "$(weights kept)"
 check "a loss that is not finite stops the run; the last good checkpoint stays" $?
-(trap '' XFSZ; ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
+# A step of a length that makes weights with which the logits overflow, and two that make them so large
+# that their outputs' variance does, while the loss of training is a number still.
+refuse 1 'the test loss is -?(nan|inf) after epoch 0, .*try a smaller --lr' $small --train-images 64 --epochs 1 \
+  --lr 1e10 --checkpoint overflow --keep-every 1 --log overflow.csv
+[ "$(wc -l <overflow.csv)" -eq 1 ] && [ ! -e "$(weights overflow)" ]
+check "a test loss that is not finite: nothing saved, no row" $?
+refuse 1 'step-000001.safetensors: the test loss is .* overflow' --data data --eval overflow/step-000001.safetensors
+refuse 1 'running_var is not finite after epoch 0; try' $small --train-images 128 --epochs 1 --milestones none \
+  --lr 1e18 --checkpoint infinite --log infinite.csv
+[ "$(wc -l <infinite.csv)" -eq 1 ] && [ ! -e "$(weights infinite)" ]
+check "a running statistic that is not finite: nothing saved, no row" $?
+(ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
 [ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'could not be written' full.err && cmp -s kept.before "$(weights kept)"
 check "a full disk: one line, and the last checkpoint stays" $?
 if [ -c /dev/full ]; then
   "$train" --plan >/dev/full 2>full.err
   [ $? -eq 1 ] && grep -q 'disk full' full.err
   check "a full disk under standard output is noticed" $?
+  "$train" $small --checkpoint unheard >/dev/full 2>full.err
+  [ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'standard output: could not be written' full.err && [ ! -e "$(weights unheard)" ]
+  check "and by a run: it stops" $?
+fi
+(unset OMP_WAIT_POLICY; exec -a /bin/echo "$train" --help) | grep -q '^train - '
+check "the program starts itself once more, whatever its name is said to be" $?
+if [ -z "$quick" ]; then # sanitizers need the addresses
+  (ulimit -v 6000000; "$train" $one --threads 1024 >/dev/null 2>threads.err)
+  [ $? -eq 1 ] && [ "$(wc -l <threads.err)" -eq 1 ] && grep -q '^train: 1024 threads: the system gives [0-9]*: ' threads.err
+  check "threads that cannot be had: one line, and it is ours" $?
 fi
 
 # -- It learns ----------------------------------------------------------------------------------------

@@ -1,0 +1,223 @@
+// run/log_files.c - opening, continuing and writing logs, traces and bins; see run/log_files.h.
+#define _XOPEN_SOURCE 700 // realpath
+#include "log_files.h"
+
+#include "checkpoint.h"
+#include "files.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+// -- What is there -------------------------------------------------------------------------------
+
+static bool same_file(const struct stat *a, const struct stat *b) {
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+// Is it one of `names`, each in this directory?
+static bool is_one_of(const struct stat *status, const char *directory, const char *const *names) {
+  char path[PATH_ROOM + 64];
+  struct stat other;
+  for (; *names; names++) {
+    snprintf(path, sizeof path, "%s/%s", directory, *names);
+    if (stat(path, &other) == 0 && same_file(status, &other)) return true;
+  }
+  return false;
+}
+
+// The descriptor of standard output or standard error, where it is one of these; else 0.
+static int standard_stream(const struct stat *status) {
+  struct stat other;
+  for (int i = STDOUT_FILENO; i <= STDERR_FILENO; i++)
+    if (fstat(i, &other) == 0 && same_file(status, &other)) return i;
+  return 0;
+}
+
+// A run reads these, or writes them by itself. Of the checkpoint's names those that were not there are
+// there by now, if this is one of them: log_file_find made it.
+static bool is_the_runs_own(const log_file *f, const struct stat *status, const options *o,
+                            error *e) {
+  static const char *const of_data[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
+                                        "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin",
+                                        "batches.meta.txt", "STAND-IN.txt",     NULL};
+  static const char *const of_checkpoint[] = {
+      CHECKPOINT_NAME ".safetensors", CHECKPOINT_NAME ".resume.safetensors",
+      CHECKPOINT_NAME ".safetensors.new", CHECKPOINT_NAME ".resume.safetensors.new", NULL};
+  const bool data = is_one_of(status, o->data, of_data);
+  if (!data && !is_one_of(status, o->checkpoint, of_checkpoint)) return false;
+  fail(e, "%s: is a file of the %s; give another %s", f->path, data ? "data set" : "checkpoint",
+       f->option);
+  return true;
+}
+
+// A file that a crash or a full disk cut short within its first line is one of its kind, too.
+static bool begins_as_its_kind(const log_file *f, error *e) {
+  char start[256];
+  FILE *file = fopen(f->path, "r");
+  if (!file) return fail(e, "%s: could not be read: %s", f->path, strerror(errno));
+  const size_t length = fread(start, 1, strlen(f->beginning), file);
+  const int why = ferror(file) ? errno : 0;
+  fclose(file);
+  if (why) return fail(e, "%s: could not be read: %s", f->path, strerror(why));
+  return !memcmp(start, f->beginning, length) ||
+         fail(e,
+              "%s: does not begin as the file of a %s does (an older program's?), so it stays as "
+              "it is; give another %s",
+              f->path, f->option, f->option);
+}
+
+static bool is_possible(log_file *f, const options *o, error *e) {
+  struct stat status;
+  if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
+  f->as_it_is = S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode) || standard_stream(&status);
+  if (f->as_it_is) return true;
+  if (!S_ISREG(status.st_mode))
+    return fail(e, "%s: neither a file nor a pipe nor a terminal; give another %s", f->path,
+                f->option);
+  return !is_the_runs_own(f, &status, o, e) && begins_as_its_kind(f, e);
+}
+
+// A pipe without a reader cannot be opened for writing at once (ENXIO), and would be waited for.
+static bool fail_to_open(const log_file *f, int why, error *e) {
+  return fail(e, "%s: %s; give another %s", f->path,
+              why == ENXIO ? "a pipe that nobody reads" : strerror(why), f->option);
+}
+
+bool log_file_find(log_file *f, const char *option, const char *path, const char *beginning,
+                   const options *o, error *e) {
+  const int flags = O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY;
+  *f = (log_file){.option = option, .path = path, .beginning = beginning};
+  f->handle = open(path, flags);
+  f->created = f->handle < 0 && errno == ENOENT;
+  if (f->created) f->handle = open(path, flags | O_CREAT, 0666);
+  if (f->handle < 0) return fail_to_open(f, errno, e);
+  if (is_possible(f, o, e)) return true;
+  log_file_close(f);
+  return false;
+}
+
+bool log_files_differ(const log_file *a, const log_file *b, error *e) {
+  struct stat of_a, of_b;
+  if (fstat(a->handle, &of_a) != 0) return fail(e, "%s: %s", a->path, strerror(errno));
+  if (fstat(b->handle, &of_b) != 0) return fail(e, "%s: %s", b->path, strerror(errno));
+  if (S_ISCHR(of_a.st_mode) || !same_file(&of_a, &of_b)) return true;
+  return fail(e, "%s: the same file as %s; %s and %s need one each", b->path, a->path, a->option,
+              b->option);
+}
+
+// -- Beginning and going on ------------------------------------------------------------------------
+
+// How many bytes of the file come from before the position; negative, with a line in e, where it
+// cannot be read to its end.
+static off_t length_to_keep(const log_file *f, const position *at, keep_line *keep, error *e) {
+  char *line = NULL;
+  size_t room = 0;
+  off_t length = 0;
+  bool wanted = true;
+  FILE *in = fopen(f->path, "r");
+  while (in && wanted) {
+    const ssize_t bytes = getline(&line, &room, in);
+    wanted = bytes > 0 && line[bytes - 1] == '\n' && keep(line, at);
+    if (wanted) length += bytes;
+    if (bytes < 0 && !feof(in)) length = -1;
+  }
+  if (!in) length = -1;
+  if (length < 0)
+    fail(e, "%s: could not be read to its end: %s; it stays as it is", f->path, strerror(errno));
+  free(line);
+  if (in) fclose(in);
+  return length;
+}
+
+// The rest goes in one step. There is no copy that could be cut short, or be lost with its new name.
+static bool cut(const log_file *f, const position *at, keep_line *keep, error *e) {
+  const off_t length = length_to_keep(f, at, keep, e);
+  if (length < 0) return false;
+  return ftruncate(f->handle, length) == 0 ||
+         fail(e, "%s: could not be continued: %s", f->path, strerror(errno));
+}
+
+// A link leads to the new file then, since that has the old one's name.
+static bool set_aside(log_file *f, error *e) {
+  int number;
+  char *target = file_is_regular(f->path) ? strdup(f->path) : realpath(f->path, NULL);
+  if (!target) return fail(e, "%s: %s", f->path, strerror(errno));
+  const char *const paths[] = {target};
+  const bool ok = files_set_aside(paths, 1, &number, e);
+  if (ok) printf("%s: the earlier run's is now %s.%d\n", f->path, target, number);
+  free(target);
+  if (!ok) return false;
+  close(f->handle);
+  f->handle = open(f->path, O_WRONLY | O_APPEND | O_CREAT, 0666);
+  return f->handle >= 0 || fail_to_open(f, errno, e);
+}
+
+// Two descriptors that each keep a place of their own in standard output would overwrite each other.
+static bool take_as_it_is(log_file *f, error *e) {
+  struct stat status;
+  if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
+  const int stream = standard_stream(&status);
+  fflush(stdout);
+  if (stream ? dup2(stream, f->handle) >= 0
+             : fcntl(f->handle, F_SETFL, O_APPEND) == 0) // without O_NONBLOCK
+    return true;
+  return fail_to_open(f, errno, e);
+}
+
+static bool begin_file(log_file *f, const position *at, keep_line *keep, error *e) {
+  struct stat status;
+  if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
+  if (status.st_size > 0 && !(at->step > 0 ? cut(f, at, keep, e) : set_aside(f, e))) return false;
+  if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
+  f->is_empty = status.st_size == 0;
+  if (!f->is_empty) return true;
+  char *target = realpath(f->path, NULL);
+  const bool ok = target ? file_sync_name(target, e) : fail(e, "%s: %s", f->path, strerror(errno));
+  free(target);
+  return ok;
+}
+
+bool log_file_begin(log_file *f, const position *at, keep_line *keep, error *e) {
+  f->is_empty = at->step == 0; // of what has no length
+  if (!(f->as_it_is ? take_as_it_is(f, e) : begin_file(f, at, keep, e))) return false;
+  f->stream = fdopen(f->handle, "w");
+  return f->stream || fail(e, "%s: %s", f->path, strerror(errno));
+}
+
+// -- Writing -------------------------------------------------------------------------------------
+
+// What comes after a line that is cut short could not be read: so nothing does.
+static bool fail_and_close(log_file *f, const char *what, error *e) {
+  const int why = errno;
+  f->created = false;
+  log_file_close(f);
+  return fail(e, "%s: could not be %s: %s", f->path, what, strerror(why));
+}
+
+bool log_file_written(log_file *f, error *e) {
+  if (!f->stream) return true;
+  return (fflush(f->stream) == 0 && !ferror(f->stream)) || fail_and_close(f, "written", e);
+}
+
+bool log_file_sync(log_file *f, error *e) {
+  if (!f->stream) return true;
+  if (!log_file_written(f, e)) return false;
+  // EINVAL: what it is cannot be synced, as pipes and devices cannot.
+  return fsync(f->handle) == 0 || errno == EINVAL || fail_and_close(f, "synced", e);
+}
+
+void log_file_close(log_file *f) {
+  struct stat status;
+  char *target = f->created ? realpath(f->path, NULL) : NULL;
+  if (f->stream) fflush(f->stream);
+  if (target && fstat(f->handle, &status) == 0 && status.st_size == 0) unlink(target);
+  free(target);
+  if (f->stream)
+    fclose(f->stream);
+  else if (f->path && f->handle >= 0)
+    close(f->handle);
+  f->stream = NULL;
+  f->handle = -1;
+}

@@ -1,0 +1,64 @@
+// run/log_files.h - the files into which a run writes line by line: --log, --trace and --bins.
+//
+// What stands under such a name already decides what happens there:
+//
+//     nothing, or an empty file   it is written
+//     an earlier file of its kind a new run moves it aside, to NAME.1 (.2, ..), and says so; a resumed
+//                                 run cuts off what came after its checkpoint, and appends
+//     a pipe (FIFO), a character  is appended to as it is; a pipe that nobody reads is refused, since
+//     device, or what standard    to open it would mean to wait
+//     output is already
+//     anything else               is refused and stays as it is: a directory, a file that does not
+//                                 begin as one of its kind, a file of the data set or the checkpoint,
+//                                 the file that is --log and --trace at once
+//
+// A symbolic link is followed: what it leads to is moved aside, and the link then leads to the new
+// file. Files are compared by device and inode, so no link makes two of one.
+//
+//     log_file_find(&log, ..) && log_file_begin(&log, ..)      all that can be refused, then changes
+//     fprintf(log.stream, ..); log_file_written(&log, e)       a line, which is then with the system
+//     log_file_sync(&log, e)                                   and on the disk
+//
+// Checked by `make check`: tests/train_test.sh, and tests/log_files_test.c for what a disk can do.
+#ifndef LOG_FILES_H
+#define LOG_FILES_H
+
+#include "options.h"
+#include "progress.h"
+
+typedef struct {
+  const char *option, *path; // "--log", and where that is
+  const char *beginning;     // how each file of this kind begins
+  int handle;
+  FILE *stream;  // NULL before log_file_begin, after log_file_close, and after a line that failed
+  bool created;  // by log_file_find
+  bool as_it_is; // a pipe, a device, or standard output
+  bool is_empty; // after log_file_begin: the first line has to be written
+} log_file;
+
+// Does a line of such a file come from before the position?
+typedef bool keep_line(const char *line, const position *at);
+
+// Opens what is there, or an empty file. False, with a line in e and all as it was, for what is
+// refused. `beginning` stays the caller's.
+bool log_file_find(log_file *f, const char *option, const char *path, const char *beginning,
+                   const options *o, error *e);
+
+// False, with a line in e, if the two are the same file.
+bool log_files_differ(const log_file *a, const log_file *b, error *e);
+
+// Moves an earlier run's file aside where the run is new (step 0), else cuts off what came after `at`:
+// from the first line on that `keep` does not want, or that a crash cut short. False, with a line in e
+// and the file as it was, if it cannot be read to its end.
+bool log_file_begin(log_file *f, const position *at, keep_line *keep, error *e);
+
+// After each line. False, with a line in e, if it could not be written; the stream is closed then.
+bool log_file_written(log_file *f, error *e);
+
+// Has all lines so far reach the disk.
+bool log_file_sync(log_file *f, error *e);
+
+// Removes the file if log_file_find made it and nothing is in it.
+void log_file_close(log_file *f);
+
+#endif

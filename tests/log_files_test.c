@@ -1,0 +1,186 @@
+// log_files_test.c - what a disk can do to a log: a line that cannot be read back, one that cannot be
+// written, one that is not on the disk yet.
+//
+// This file puts its own getline(), fsync() and ftruncate() in front of the C library's, so that it
+// can fail in each of them. What the names of logs may stand for is checked by tests/train_test.sh.
+//
+//     make build/gcc/tests/log_files_test && build/gcc/tests/log_files_test
+#define _DEFAULT_SOURCE // syscall
+#include "../run/files.h"
+#include "../run/log_files.h"
+#include "check.h"
+#include "scratch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+// -- Calls that fail -----------------------------------------------------------------------------
+
+static struct {
+  int reads;     // getline: as many lines can be read; negative: all
+  bool sync;     // fsync fails
+  bool truncate; // ftruncate fails
+  int syncs;     // how often fsync came
+} disk = {.reads = -1};
+
+ssize_t getline(char **line, size_t *room, FILE *file) {
+  if (disk.reads == 0) {
+    errno = EIO;
+    return -1;
+  }
+  if (disk.reads > 0) disk.reads--;
+  return getdelim(line, room, '\n', file);
+}
+
+int fsync(int handle) {
+  disk.syncs++;
+  errno = EIO;
+  return disk.sync ? -1 : fdatasync(handle);
+}
+
+int ftruncate(int handle, off_t length) {
+  errno = EIO;
+  return disk.truncate ? -1 : (int)syscall(SYS_ftruncate, handle, length);
+}
+
+// -- A log of four rows ----------------------------------------------------------------------------
+
+static const char headings[] = "epoch\n";
+static const char rows[] = "epoch\n0,a\n1,b\n2,c\n3,d";
+static options run; // of nothing: no data set, no checkpoint
+static char path[300];
+
+static bool is_before(const char *line, const position *at) {
+  return line[0] == 'e' || line[0] - '0' < at->epoch;
+}
+
+// The whole file as text; valid until the next call.
+static const char *text_of(const char *name) {
+  static char text[300];
+  FILE *file = fopen(name, "r");
+  text[file ? fread(text, 1, sizeof text - 1, file) : 0] = 0;
+  if (file) fclose(file);
+  return text;
+}
+
+// Opens the log of a run that goes on in epoch 2.
+static bool go_on(log_file *f, error *e) {
+  const position at = {.epoch = 2, .step = 20};
+  return log_file_find(f, "--log", path, headings, &run, e) && log_file_begin(f, &at, is_before, e);
+}
+
+static void write_rows(void) {
+  scratch_write(path, rows, strlen(rows));
+}
+
+// -- Checks ----------------------------------------------------------------------------------------
+
+static void test_going_on(void) {
+  error e = {""};
+  log_file f;
+  write_rows();
+  check(go_on(&f, &e) && !f.is_empty, "a log goes on %s", e.text);
+  fputs("2,new\n", f.stream);
+  check(log_file_written(&f, &e) && !strcmp(text_of(path), "epoch\n0,a\n1,b\n2,new\n"),
+        "behind its epoch 1");
+  log_file_close(&f);
+  scratch_write(path, "epo", 3);
+  check(go_on(&f, &e) && f.is_empty, "one that a crash cut in its first line begins anew %s",
+        e.text);
+  log_file_close(&f);
+}
+
+// A read error is not the end of the file: what comes behind it is there still.
+static void test_read_error(void) {
+  for (int at = 0; at <= 4; at++) {
+    error e = {""};
+    log_file f;
+    write_rows();
+    disk.reads = at;
+    const bool ok = go_on(&f, &e), cut_before = at >= 4; // it has seen that row 2 is not wanted
+    disk.reads = -1;
+    log_file_close(&f);
+    if (cut_before) {
+      check(ok, "a row that is not wanted ends the reading %s", e.text);
+      continue;
+    }
+    check_refused(ok, &e, "a log that cannot be read to its end", path, strerror(EIO));
+    check(!strcmp(text_of(path), rows), "and it stays as it was, error in line %d", at);
+  }
+}
+
+static void test_truncate_error(void) {
+  error e = {""};
+  log_file f;
+  write_rows();
+  disk.truncate = true;
+  const bool ok = go_on(&f, &e);
+  disk.truncate = false;
+  log_file_close(&f);
+  check_refused(ok, &e, "a log that cannot be cut", path, strerror(EIO));
+  check(!strcmp(text_of(path), rows), "and it stays as it was");
+}
+
+static void test_sync(void) {
+  error e = {""};
+  log_file f;
+  write_rows();
+  if (!check(go_on(&f, &e), "a log goes on %s", e.text)) return;
+  fputs("2,c\n", f.stream);
+  disk.syncs = 0;
+  check(log_file_sync(&f, &e) && disk.syncs == 1 &&
+            !strcmp(text_of(path), "epoch\n0,a\n1,b\n2,c\n"),
+        "synced: it is written first %s", e.text);
+  disk.sync = true;
+  const bool ok = log_file_sync(&f, &e);
+  disk.sync = false;
+  check_refused(ok, &e, "a log that cannot be synced", path, strerror(EIO));
+  check(!f.stream && log_file_written(&f, &e), "and nothing is written to it any more");
+  log_file_close(&f);
+}
+
+// /dev/full takes nothing, and cannot be synced either.
+static void test_write_error(void) {
+  const position beginning = {0};
+  error e = {""};
+  log_file f;
+  if (access("/dev/full", W_OK) != 0) {
+    printf("skip a full disk: no /dev/full here\n");
+    return;
+  }
+  check(log_file_find(&f, "--log", "/dev/full", headings, &run, &e) &&
+            log_file_begin(&f, &beginning, NULL, &e) && f.is_empty && log_file_sync(&f, &e),
+        "a device is opened as it is %s", e.text);
+  for (int i = 0; i < 1000; i++) fputs("more than the stream's buffer has room for\n", f.stream);
+  check_refused(log_file_written(&f, &e), &e, "lines that do not fit", "/dev/full",
+                strerror(ENOSPC));
+  check(!f.stream, "and the stream is closed");
+}
+
+// A new run's file that was opened, and then not needed.
+static void test_left_empty(void) {
+  error e = {""};
+  log_file f;
+  remove(path);
+  check(log_file_find(&f, "--log", path, headings, &run, &e) && file_exists(path), "opened %s",
+        e.text);
+  log_file_close(&f);
+  check(!file_exists(path), "a file into which nothing was written is gone");
+}
+
+int main(void) {
+  scratch_make();
+  snprintf(path, sizeof path, "%s", scratch_path("log.csv"));
+  test_going_on();
+  test_read_error();
+  test_truncate_error();
+  test_sync();
+  test_write_error();
+  test_left_empty();
+  scratch_remove();
+  return check_summary();
+}
