@@ -83,7 +83,7 @@ TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build found ptx-report sanitize simt-report mutants train data check bench fuzz format clean FORCE
+.PHONY: help build found ptx-report sanitize simt-report mutants faults train data check bench fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
@@ -96,6 +96,8 @@ help:
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
 	@echo 'make mutants      plant bugs, one at a time; the checks must notice each of them'
+	@echo 'make faults       strike each call of short runs: full disks, bad disks, no memory, kills (minutes)'
+	@echo '                  FAULTS=N/M: the N-th of M parts'
 	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
@@ -230,6 +232,17 @@ sanitize: $(BUILD)/tests/kernels_test
 	  for device in cuda cuda-plain; do \
 	    $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
 	      $(BUILD)/tests/kernels_test $$device quick || exit 1; done; done
+
+# Every call of three short runs struck in turn; tests/faults.c says how.
+$(BUILD)/tests/faults: $(BUILD)/tests/faults.o $(BUILD)/tests/faults_trace.o $(BUILD)/run/files.o
+	$(LINK)
+
+$(BUILD)/tests/faults_preload.so: tests/faults_preload.c tests/faults.h
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -O2 -I. $(WARNINGS) -fPIC -shared $< -o $@
+
+faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(TRAIN) $(SHAPES)
+	@$< $(TRAIN) $(SHAPES) $(FAULTS)
 
 # Each bug of tests/mutants.txt, planted on purpose, has to fail the checks.
 mutants:
