@@ -102,7 +102,7 @@ help:
 	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
-	@echo 'make fuzz         a minute of libFuzzer on the readers of data and checkpoints (clang)'
+	@echo 'make fuzz         a minute of libFuzzer on files, settings and command lines (clang)'
 	@echo 'make format       clang-format on all sources'
 	@echo 'make clean        remove what was built; data and checkpoints stay'
 
@@ -273,19 +273,17 @@ FUZZ_FLAGS := -std=c11 -g -O1 -I. -Wall -Wextra -Werror -fsanitize=fuzzer,addres
   -fno-sanitize-recover=all
 
 # clang whatever $(CC) is: libFuzzer is its own.
-build/fuzz/fuzz: tests/fuzz.c cifar.c run/safetensors.c run/files.c run/random.c $(wildcard *.h run/*.h)
+build/fuzz/fuzz: tests/fuzz.c cifar.c $(addprefix run/,$(addsuffix .c,checkpoint devices files \
+  option_values options progress random safetensors)) $(wildcard *.h run/*.h)
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) $(filter %.c,$^) -o $@ -lm
 
-# A sound file of each kind to start from; what the fuzzer finds interesting joins them.
+# Sound inputs of each kind to start from; what the fuzzer finds interesting joins them in build/fuzz.
 fuzz: build/fuzz/fuzz
 	@mkdir -p build/fuzz/corpus
 	@(printf c; head -c 6146 /dev/zero) >build/fuzz/corpus/cifar
-	@printf 's\002\0\0\0\0\0\0\0{}' >build/fuzz/corpus/safetensors
-	@printf 'h{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"n":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}\0sixteen bytes...' \
-	  >build/fuzz/corpus/header
 	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
-	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
+	  -dict=tests/fuzz.dict -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/corpus
 
 # -- The rest ---------------------------------------------------------------------------------------------
 
