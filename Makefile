@@ -83,8 +83,8 @@ TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build found ptx-report sanitize simt-report mutants faults train data data/stand-in check bench fuzz \
-  format clean FORCE
+.PHONY: help build found ptx-report sanitize simt-report mutants faults environments train data \
+  data/stand-in check bench fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
@@ -99,6 +99,7 @@ help:
 	@echo 'make mutants      plant bugs, one at a time; the checks must notice each of them'
 	@echo 'make faults       strike each call of short runs: full disks, bad disks, no memory, kills (minutes)'
 	@echo '                  FAULTS=N/M: the N-th of M parts'
+	@echo 'make environments the quick checks with other locales, users, directories'
 	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
@@ -107,7 +108,8 @@ help:
 	@echo 'make clean        remove what was built; data and checkpoints stay'
 
 build: found $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
-	@cp -f $(TRAIN) $(SHAPES) .
+	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || \
+	  echo "  ✗ this directory cannot be written: what is called ./train below is $(TRAIN)"
 	@echo "built ./train: devices cpu, reference, simt$(if $(NVCC),$(comma) cuda)"
 
 # What was found on this machine, and what that means.
@@ -202,12 +204,12 @@ data/stand-in/test_batch.bin: | $(SHAPES)
 data/stand-in: data/stand-in/test_batch.bin
 
 train: $(TRAIN) $(SHAPES)
-	@cp -f $(TRAIN) $(SHAPES) .
+	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || true
 	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
 	elif tools/data.sh; then data=data/cifar-10-batches-bin; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
-	./train --preset quick --data "$$data" $(ARGS)
+	$(TRAIN) --preset quick --data "$$data" $(ARGS)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 
@@ -252,6 +254,10 @@ faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(TRAIN) $(SHAPES
 mutants:
 	@tests/mutants.sh $(MUTANTS)
 
+# The quick part of the checks in other locales, directories, users; tests/environments.sh [whole].
+environments:
+	@tests/environments.sh $(ENVIRONMENTS)
+
 # -- Speed ------------------------------------------------------------------------------------------------
 
 PYTHON ?= python3
@@ -264,7 +270,7 @@ bench: export OMP_WAIT_POLICY := passive
 bench: $(BUILD)/bench/bench
 	@python=$(PYTHON); $(PYTHON) -c 'import torch' 2>/dev/null || { python=; \
 	  echo 'no PyTorch to compare with: pip install torch, or PYTHON=.. where it is installed'; }; \
-	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" build/bench.json
+	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" $(BUILD)/bench/bench.json
 
 # -- Fuzzing ----------------------------------------------------------------------------------------------
 
@@ -273,17 +279,17 @@ FUZZ_FLAGS := -std=c11 -g -O1 -I. -Wall -Wextra -Werror -fsanitize=fuzzer,addres
   -fno-sanitize-recover=all
 
 # clang whatever $(CC) is: libFuzzer is its own.
-build/fuzz/fuzz: tests/fuzz.c cifar.c $(addprefix run/,$(addsuffix .c,checkpoint devices files \
+$(BUILD)/fuzz/fuzz: tests/fuzz.c cifar.c $(addprefix run/,$(addsuffix .c,checkpoint devices files \
   option_values options progress random safetensors)) $(wildcard *.h run/*.h)
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) $(filter %.c,$^) -o $@ -lm
 
-# Sound inputs of each kind to start from; what the fuzzer finds interesting joins them in build/fuzz.
-fuzz: build/fuzz/fuzz
-	@mkdir -p build/fuzz/corpus
-	@(printf c; head -c 6146 /dev/zero) >build/fuzz/corpus/cifar
-	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
-	  -dict=tests/fuzz.dict -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/corpus
+# Sound inputs of each kind to start from; what the fuzzer finds interesting joins them in $(BUILD)/fuzz.
+fuzz: $(BUILD)/fuzz/fuzz
+	@mkdir -p $(BUILD)/fuzz/corpus
+	@(printf c; head -c 6146 /dev/zero) >$(BUILD)/fuzz/corpus/cifar
+	$(BUILD)/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
+	  -dict=tests/fuzz.dict -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/corpus tests/corpus
 
 # -- The rest ---------------------------------------------------------------------------------------------
 

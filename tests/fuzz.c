@@ -17,7 +17,7 @@
 // promises: abort() ends it otherwise.
 //
 //     make fuzz                          a minute of it, from the inputs in tests/corpus
-//     build/fuzz/fuzz crash-...          one input again
+//     build/gcc/fuzz/fuzz crash-...      one input again
 #define _POSIX_C_SOURCE 200809L
 #include "../cifar.h"
 #include "../run/checkpoint.h"
