@@ -245,7 +245,7 @@ $(BUILD)/tests/faults: $(BUILD)/tests/faults.o $(BUILD)/tests/faults_trace.o $(B
 
 $(BUILD)/tests/faults_preload.so: tests/faults_preload.c tests/faults.h
 	@mkdir -p $(@D)
-	@$(CC) -std=c11 -O2 -I. $(WARNINGS) -fPIC -shared $< -o $@
+	@$(CC) -std=c11 -O2 -I. $(WARNINGS) -fPIC -shared $< -o $@ -ldl
 
 faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(TRAIN) $(SHAPES)
 	@$< $(TRAIN) $(SHAPES) $(FAULTS)

@@ -210,8 +210,6 @@ static bool one_line(verdict *v) {
   const size_t length = file ? fread(text, 1, sizeof text - 1, file) : 0;
   if (file) fclose(file);
   text[length] = 0;
-  // OpenMP's library puts an empty line before its own.
-  if (!strncmp(text, "\nlibgomp: ", 10)) memmove(text, text + 1, length);
   if (!text[0]) WRONG("it says nothing on stderr");
   const char *end = strchr(text, '\n');
   if (!end || end[1]) WRONG("not one line on stderr: %.200s", text);
