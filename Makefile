@@ -83,7 +83,8 @@ TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build found ptx-report sanitize simt-report mutants train data check bench fuzz format clean FORCE
+.PHONY: help build found ptx-report sanitize simt-report mutants faults environments train data \
+  data/stand-in check bench fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
@@ -96,15 +97,19 @@ help:
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
 	@echo 'make mutants      plant bugs, one at a time; the checks must notice each of them'
+	@echo 'make faults       strike each call of short runs: full disks, bad disks, no memory, kills (minutes)'
+	@echo '                  FAULTS=N/M: the N-th of M parts'
+	@echo 'make environments the quick checks with other locales, users, directories'
 	@echo 'make sanitize     compute-sanitizer over the checks of the kernels (a GPU)'
 	@echo 'make data         download CIFAR-10 into data/ (CIFAR_URL=, CIFAR_TAR=FILE)'
 	@echo 'make data/stand-in   the generated stand-in set'
-	@echo 'make fuzz         a minute of libFuzzer on the readers of data and checkpoints (clang)'
+	@echo 'make fuzz         a minute of libFuzzer on files, settings and command lines (clang)'
 	@echo 'make format       clang-format on all sources'
 	@echo 'make clean        remove what was built; data and checkpoints stay'
 
 build: found $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
-	@cp -f $(TRAIN) $(SHAPES) .
+	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || \
+	  echo "  ✗ this directory cannot be written: what is called ./train below is $(TRAIN)"
 	@echo "built ./train: devices cpu, reference, simt$(if $(NVCC),$(comma) cuda)"
 
 # What was found on this machine, and what that means.
@@ -192,16 +197,19 @@ $(BUILD)/flags: FORCE
 data:
 	@tools/data.sh
 
-data/stand-in: | $(SHAPES)
-	$(SHAPES) --seed 1 $@
+# The last of its files to get a name: where it is, the set is whole (tools/shapes.c).
+data/stand-in/test_batch.bin: | $(SHAPES)
+	$(SHAPES) --seed 1 $(@D)
+
+data/stand-in: data/stand-in/test_batch.bin
 
 train: $(TRAIN) $(SHAPES)
-	@cp -f $(TRAIN) $(SHAPES) .
+	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || true
 	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
 	elif tools/data.sh; then data=data/cifar-10-batches-bin; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
-	./train --preset quick --data "$$data" $(ARGS)
+	$(TRAIN) --preset quick --data "$$data" $(ARGS)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ check: export OMP_WAIT_POLICY := passive
 SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/step_test)
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	@tests/run.sh "tests/train_test.sh $(TRAIN) $(SHAPES) $(if $(SAN),quick)" $(filter-out $(SLOW),$(TEST_PROGRAMS)) \
-	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick') $(WATCHED_CHECKS) tests/data_test.sh
+	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick') $(WATCHED_CHECKS) "tests/data_test.sh $(TRAIN) $(SHAPES)"
 
 # Registers, shared memory and spills of each kernel, from nvcc's assembler.
 ptx-report:
@@ -231,9 +239,24 @@ sanitize: $(BUILD)/tests/kernels_test
 	    $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
 	      $(BUILD)/tests/kernels_test $$device quick || exit 1; done; done
 
+# Every call of three short runs struck in turn; tests/faults.c says how.
+$(BUILD)/tests/faults: $(BUILD)/tests/faults.o $(BUILD)/tests/faults_trace.o $(BUILD)/run/files.o
+	$(LINK)
+
+$(BUILD)/tests/faults_preload.so: tests/faults_preload.c tests/faults.h
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -O2 -I. $(WARNINGS) -fPIC -shared $< -o $@ -ldl
+
+faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(TRAIN) $(SHAPES)
+	@$< $(TRAIN) $(SHAPES) $(FAULTS)
+
 # Each bug of tests/mutants.txt, planted on purpose, has to fail the checks.
 mutants:
 	@tests/mutants.sh $(MUTANTS)
+
+# The quick part of the checks in other locales, directories, users; tests/environments.sh [whole].
+environments:
+	@tests/environments.sh $(ENVIRONMENTS)
 
 # -- Speed ------------------------------------------------------------------------------------------------
 
@@ -247,7 +270,7 @@ bench: export OMP_WAIT_POLICY := passive
 bench: $(BUILD)/bench/bench
 	@python=$(PYTHON); $(PYTHON) -c 'import torch' 2>/dev/null || { python=; \
 	  echo 'no PyTorch to compare with: pip install torch, or PYTHON=.. where it is installed'; }; \
-	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" build/bench.json
+	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" $(BUILD)/bench/bench.json
 
 # -- Fuzzing ----------------------------------------------------------------------------------------------
 
@@ -256,19 +279,17 @@ FUZZ_FLAGS := -std=c11 -g -O1 -I. -Wall -Wextra -Werror -fsanitize=fuzzer,addres
   -fno-sanitize-recover=all
 
 # clang whatever $(CC) is: libFuzzer is its own.
-build/fuzz/fuzz: tests/fuzz.c cifar.c run/safetensors.c run/files.c run/random.c $(wildcard *.h run/*.h)
+$(BUILD)/fuzz/fuzz: tests/fuzz.c cifar.c $(addprefix run/,$(addsuffix .c,checkpoint devices files \
+  option_values options progress random safetensors)) $(wildcard *.h run/*.h)
 	@mkdir -p $(@D)
 	clang $(FUZZ_FLAGS) $(filter %.c,$^) -o $@ -lm
 
-# A sound file of each kind to start from; what the fuzzer finds interesting joins them.
-fuzz: build/fuzz/fuzz
-	@mkdir -p build/fuzz/corpus
-	@(printf c; head -c 6146 /dev/zero) >build/fuzz/corpus/cifar
-	@printf 's\002\0\0\0\0\0\0\0{}' >build/fuzz/corpus/safetensors
-	@printf 'h{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"n":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}\0sixteen bytes...' \
-	  >build/fuzz/corpus/header
-	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
-	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
+# Sound inputs of each kind to start from; what the fuzzer finds interesting joins them in $(BUILD)/fuzz.
+fuzz: $(BUILD)/fuzz/fuzz
+	@mkdir -p $(BUILD)/fuzz/corpus
+	@(printf c; head -c 6146 /dev/zero) >$(BUILD)/fuzz/corpus/cifar
+	$(BUILD)/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1 \
+	  -dict=tests/fuzz.dict -artifact_prefix=$(BUILD)/fuzz/ $(BUILD)/fuzz/corpus tests/corpus
 
 # -- The rest ---------------------------------------------------------------------------------------------
 

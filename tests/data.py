@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""data.py - holds tools/data.sh to its promises: python3 tests/data.py
+"""data.py - holds tools/data.sh and tools/shapes.c to their promises: python3 tests/data.py SHAPES
 
 A download script is easy to believe and hard to see fail: the campus network is up on the day it is
 written. So each check here packs a small set of CIFAR-10's form (a few records of random bytes a
@@ -7,13 +7,15 @@ file), serves it from a web server on this machine that breaks off, refuses or l
 and runs tools/data.sh against it with CIFAR_URL, CIFAR_SHA256 and DATA_DIR. No check leaves the machine.
 
 After every failure the same things must hold (`refuses`): exit status 1, one line on stderr, no set
-under the final name and nothing half unpacked beside it.
+under the final name and nothing half unpacked beside it. SHAPES is the built program that draws the
+stand-in set; it is interrupted and refused its files, too.
 
 Prints a line a check, then the counts; exit status 1 if any check failed.
 """
 
 import concurrent.futures
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -30,14 +32,16 @@ import tempfile
 import threading
 import time
 
+SHAPES = pathlib.Path(sys.argv[1]).resolve() if len(sys.argv) == 2 else None
+MAKEFILE = pathlib.Path(__file__).resolve().parent.parent / "Makefile"
 SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "tools" / "data.sh"
 SET = "cifar-10-batches-bin"
 PART = "cifar-10-binary.tar.gz.part"
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 RECORD = 3073
 PATH = os.environ.get("PATH", os.defpath)
-PROGRAMS = ["bash", "cp", "curl", "cut", "find", "flock", "gzip", "mkdir", "mktemp", "mv", "rm"]
-PROGRAMS += ["sed", "sha256sum", "shasum", "sleep", "tar", "tr", "wc"]
+PROGRAMS = ["bash", "cp", "curl", "cut", "find", "flock", "gzip", "head", "mkdir", "mktemp"]
+PROGRAMS += ["mv", "od", "rm", "sed", "sha256sum", "shasum", "sleep", "sync", "tar", "tr", "wc"]
 PATIENCE = 20  # seconds for any one wait: far more than it takes, so that a hang is a failure
 
 
@@ -48,13 +52,17 @@ def make_files():
     return {**files, "batches.meta.txt": b"airplane\nautomobile\n", "readme.html": b"<html></html>"}
 
 
-def pack(files):
+def pack(files, kind=tarfile.REGTYPE, special=(), target=""):
+    """A tar.gz of the set's files; those named in `special` are of a kind of their own: a link to
+    `target`, a FIFO, a directory."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(f"{SET}/{name}")
             member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+            if name in special:
+                member.type, member.linkname, member.size, member.mode = kind, target, 0, 0o755
+            tar.addfile(member, io.BytesIO(content) if member.size else None)
     return memory.getvalue()
 
 
@@ -75,6 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
         if isinstance(answer, int):
             return self.send_error(answer)
+        if answer.startswith("drip"):
+            return self.drip("header" in answer)
         start = 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if asked and answer != "no ranges":
@@ -95,6 +105,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.holding.set()
             server.release.wait(PATIENCE)
 
+    def drip(self, header):
+        """A byte now and then: of the header, or of the file."""
+        if not header:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.body)))
+            self.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK and so on for ever" if header else self.server.body:
+                self.wfile.write(bytes([byte]))
+                if self.server.release.wait(0.3):
+                    return
+
     def log_message(self, *_):
         pass
 
@@ -107,6 +129,7 @@ def serve(*answers, body=ARCHIVE):
     "nothing"    the header of that, then it closes the connection
     "hold"       the first half of that, then silence until `release` is set, then it closes
     "no ranges"  everything, whatever was asked for
+    "drip"       that, three bytes a second; "drip header": not even the header comes sooner
     404, ...     an error of that number
     and notes each one's Range header in `ranges`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -176,7 +199,7 @@ class Place:
         for word in words:
             assert word in err, f"no {word!r} in {err!r}"
         assert not self.final.exists(), "a set stands under the final name"
-        left = {path.name for path in self.data.iterdir()} - {PART} if self.data.exists() else ()
+        left = {path.name for path in self.data.iterdir()} - {PART} if self.data.is_dir() else ()
         assert not left, f"left behind: {left}"
 
     def tools(self, without=(), **scripts):
@@ -349,6 +372,18 @@ def _(place):
     assert seconds < 5, f"took {seconds:.1f} s"
 
 
+@check("a server that sends a few bytes a second: given up after CIFAR_STALL, 30 s if not said")
+def _(place):
+    assert "\nstall=${CIFAR_STALL:-30}\n" in SCRIPT.read_text()
+    for answer in "drip", "drip header":
+        with serve(answer) as server:
+            begin = time.monotonic()
+            place.refuses("no answer in time", CIFAR_URL=server.url, CIFAR_STALL="1")
+            seconds = time.monotonic() - begin
+            assert len(server.ranges) == 1, f"{len(server.ranges)} tries"
+            assert seconds < PATIENCE / 2, f"took {seconds:.1f} s"
+
+
 @check("a disk that fills up during the download; then there is room")
 def _(place):
     limit = "trap '' XFSZ; ulimit -f 16;"  # 16 KiB a file, and an error instead of a signal
@@ -392,11 +427,85 @@ def _(place):
         assert tar.read_bytes() == content, "the user's file was changed"
 
 
-@check("a file that is no tar.gz")
+@check("an archive that is no gzip: said, and not kept")
 def _(place):
-    content = b"<html>Please log in</html>"
-    tar = str(place.archive(content))
-    place.refuses("cannot unpack", CIFAR_TAR=tar, CIFAR_SHA256=sha256(content))
+    page = b"<html>\nPlease log in\0</html>"
+    for expected in sha256(page), sha256(ARCHIVE):
+        with serve("all", body=page) as server:
+            place.refuses("no gzip archive", CIFAR_URL=server.url, CIFAR_SHA256=expected)
+            assert not place.part.exists(), "the .part was kept"
+    tar = str(place.archive(page))
+    place.refuses("no gzip archive", CIFAR_TAR=tar, CIFAR_SHA256=sha256(page))
+
+
+@check("an archive that cannot be unpacked: not kept")
+def _(place):
+    for content in ARCHIVE[:-1000], gzip.compress(b"no tar" * 1000):
+        with serve("all", body=content) as server:
+            settings = {"CIFAR_URL": server.url, "CIFAR_SHA256": sha256(content)}
+            place.refuses("cannot be unpacked", **settings)
+            assert not place.part.exists(), "the .part was kept"
+
+
+@check("links, a FIFO, a directory in the place of the archive's files")
+def _(place):
+    outside = place.root / "outside"
+    outside.write_bytes(bytes(RECORD))
+    for kind, words in (
+        (tarfile.SYMTYPE, "test_batch.bin is a link or a device"),
+        (tarfile.FIFOTYPE, "test_batch.bin is a link or a device"),
+        (tarfile.DIRTYPE, "test_batch.bin is no file"),
+    ):
+        content = pack(FILES, kind, ["test_batch.bin"], str(outside))
+        with serve("all", body=content) as server:
+            settings = {"CIFAR_URL": server.url, "CIFAR_SHA256": sha256(content)}
+            place.refuses(words, **settings)
+            assert not place.part.exists(), "the .part was kept"
+    assert outside.read_bytes() == bytes(RECORD), "a file outside was changed"
+
+
+@check("a link in the place of the archive's directory")
+def _(place):
+    (place.root / "outside").mkdir()
+    for name, content in FILES.items():
+        (place.root / "outside" / name).write_bytes(content)
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w:gz") as tar:
+        member = tarfile.TarInfo(SET)
+        member.type, member.linkname = tarfile.SYMTYPE, str(place.root / "outside")
+        tar.addfile(member)
+    tar = place.archive(memory.getvalue())
+    settings = {"CIFAR_TAR": str(tar), "CIFAR_SHA256": sha256(memory.getvalue())}
+    place.refuses(f"{SET} is a link or a device", **settings)
+
+
+# -- What a shell can do to a program --------------------------------------------------------------
+
+
+@check("no standard output, or a full disk under it")
+def _(place):
+    for before in "exec >&-;", "exec >/dev/full;":
+        with serve("all") as server:
+            place.refuses("standard output", before=before, CIFAR_URL=server.url)
+
+
+@check("line ends in names: one line all the same")
+def _(place):
+    place.refuses("CIFAR_TAR=no?where", CIFAR_TAR="no\nwhere")
+    place.refuses("fi?le", DATA_DIR="/dev/null/fi\nle", CIFAR_TAR=str(place.archive()))
+
+
+@check("a FIFO or a directory in the place of a file")
+def _(place):
+    os.mkfifo(place.root / "fifo")
+    place.refuses("no such file", CIFAR_TAR="fifo")
+    place.refuses("cannot make the directory", DATA_DIR="fifo", CIFAR_TAR=str(place.archive()))
+    place.data.mkdir(exist_ok=True)
+    os.mkfifo(place.part)
+    place.refuses("is no file", CIFAR_URL="http://127.0.0.1:1/")
+    place.part.unlink()
+    place.part.mkdir()
+    place.refuses("is no file", CIFAR_URL="http://127.0.0.1:1/")
 
 
 # -- A file of the user's --------------------------------------------------------------------------
@@ -510,6 +619,109 @@ def _(place):
             assert process.returncode == 0 and not err, f"{process.returncode}: {err}"
         assert len(server.ranges) == 2, server.ranges  # both of the first: the half, and the rest
         place.holds()
+
+
+# -- The stand-in set ------------------------------------------------------------------------------
+
+
+def shapes(place, *arguments, before="", directory="shapes", kill_after=None):
+    """Draws a small set: exit status, stdout and stderr. It may be killed after some seconds."""
+    if not SHAPES:
+        raise Skip("no program was named that draws it")
+    command = ["bash", "-c", f'{before} exec "$0" "$@"', SHAPES, "--train", "200", "--test", "50"]
+    process = subprocess.Popen(
+        [*command, *arguments, directory],
+        cwd=place.root,
+        env={"PATH": PATH, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=kill_after or PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        assert kill_after, f"still running after {PATIENCE} s"
+    return process.returncode, out, err
+
+
+def shapes_refuse(place, *words, **how):
+    status, _, err = shapes(place, **how)
+    assert status == 1, f"exit status {status}: {err}"
+    assert err.startswith("shapes: ") and err.count("\n") == 1, f"not one line: {err!r}"
+    for word in words:
+        assert word in err, f"no {word!r} in {err!r}"
+
+
+def contents(place, directory="shapes"):
+    return {path.name: path.read_bytes() for path in (place.root / directory).iterdir()}
+
+
+@check("the stand-in set, killed at some moments: whole where test_batch.bin is, and made anew")
+def _(place):
+    begin = time.monotonic()
+    assert shapes(place, directory="whole")[0] == 0
+    seconds = time.monotonic() - begin
+    whole = contents(place, "whole")
+    assert sorted(whole) == sorted([*BATCHES, "batches.meta.txt", "STAND-IN.txt"]), sorted(whole)
+    for i in range(8):
+        shapes(place, kill_after=seconds * (i + 1) / 8)
+        found = contents(place) if (place.root / "shapes").exists() else {}
+        assert "test_batch.bin" not in found or found == whole, "not whole, and has test_batch.bin"
+        assert shapes(place)[0] == 0
+        assert contents(place) == whole, "the next call did not make it whole"
+        shutil.rmtree(place.root / "shapes")
+
+
+@check("a set that could not be replaced by another is no whole one")
+def _(place):
+    assert shapes(place)[0] == 0
+    (place.root / "shapes" / "data_batch_3.bin").unlink()
+    (place.root / "shapes" / "data_batch_3.bin" / "x").mkdir(parents=True)
+    shapes_refuse(place, "data_batch_3.bin", before='set -- "$@" --seed 2;')
+    names = [path.name for path in (place.root / "shapes").iterdir()]
+    assert "test_batch.bin" not in names, "two sets' files, and it looks whole"
+    assert not [name for name in names if name.endswith(".tmp")], names
+
+
+@check("make data/stand-in: made anew where it was interrupted, left alone where it is whole")
+def _(place):
+    if not SHAPES or not shutil.which("make"):
+        raise Skip("no make, or no program that draws it")
+    shutil.copy(MAKEFILE, place.root)
+    script = place.root / "draw"
+    script.write_text(f'#!/bin/sh\nexec "{SHAPES}" --train 50 --test 10 "$@"\n')
+    script.chmod(0o755)
+    stand_in = place.root / "data" / "stand-in"
+    stand_in.mkdir(parents=True)
+    (stand_in / "STAND-IN.txt").write_text("This is NOT CIFAR-10.")
+    (stand_in / "data_batch_1.bin.tmp").write_bytes(b"half")
+    command = ["make", "-s", "-o", "./draw", "NVCC=", "SHAPES=./draw", "data/stand-in"]
+    for drawn in 1, 0:
+        done = subprocess.run(command, cwd=place.root, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert done.stdout.count("\n") == drawn, done.stdout
+        assert sorted(path.name for path in stand_in.iterdir()) == sorted(
+            [*BATCHES, "batches.meta.txt", "STAND-IN.txt"]
+        )
+
+
+@check("the stand-in set without standard output, a disk, a place")
+def _(place):
+    shapes_refuse(place, "standard output", before="exec >&-;")
+    shapes_refuse(place, "standard output", before="exec >/dev/full;")
+    shapes_refuse(place, "data_batch_1.bin.tmp", "File too large", before="ulimit -f 8;", directory="b")
+    (place.root / "fi\nle").write_bytes(b"")
+    shapes_refuse(place, "fi?le/a?b", directory="fi\nle/a\nb")
+    (place.root / "names").mkdir()
+    os.mkfifo(place.root / "names" / "batches.meta.txt")
+    shapes_refuse(place, "not made by this program", directory="names")
+    (place.root / "taken" / "STAND-IN.txt.tmp").mkdir(parents=True)
+    shapes_refuse(place, "could not be created", directory="taken")
+    (place.root / "fifo").mkdir()
+    os.mkfifo(place.root / "fifo" / "STAND-IN.txt.tmp")
+    assert shapes(place, directory="fifo")[0] == 0
 
 
 # -- Programs that are not there -------------------------------------------------------------------

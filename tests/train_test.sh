@@ -5,7 +5,8 @@
 #
 # Runs are small: width 8, a few hundred stand-in images. Bits are compared with cmp on checkpoints.
 set -u
-train=$PWD/$1 shapes=$PWD/$2 quick=${3:-} passed=0 failed=0
+export LC_ALL=C # awk and printf read numbers with a decimal point
+train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-} passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
 check() { # what, status

@@ -22,6 +22,10 @@
 #     CIFAR_URL=URL       download from another address
 #     CIFAR_SHA256=SUM    the checksum to expect of a mirror that packed the same files anew (and of
 #                         the small sets in tests/data.py)
+#     CIFAR_STALL=30      so many seconds below 1000 bytes a second end a try
+#
+# A server that sends next to nothing ends a call after one such try. One that is slow, or breaks off,
+# is tried five times, two hours each at most, from where it stopped; then the next call goes on.
 #
 # Whatever goes wrong is one line on stderr, and exit status 1.
 set -euo pipefail
@@ -35,10 +39,18 @@ url=${CIFAR_URL:-$default_url}
 sha256=$(tr A-F a-f <<< "${CIFAR_SHA256:-$default_sha256}")
 final=$data/cifar-10-batches-bin
 part=$data/cifar-10-binary.tar.gz.part
+stall=${CIFAR_STALL:-30}
+slowest=1000 # bytes a second
 
+# One line, whatever a name or a program's words hold; never silent for lack of a standard output.
 fail() {
-  echo "make data: $*" >&2
+  printf 'make data: %s\n' "$(printf '%s' "$*" | LC_ALL=C tr '[:cntrl:]' '?')" >&2
   exit 1
+}
+
+say() {
+  printf '%s\n' "$(printf '%s' "$*" | LC_ALL=C tr '[:cntrl:]' '?')" 2> /dev/null ||
+    fail "standard output: cannot be written: closed, or its disk is full; give it another place"
 }
 
 have() { command -v "$1" > /dev/null; }
@@ -56,7 +68,11 @@ checksum() {
 flaw() {
   local name bytes
   for name in data_batch_{1..5}.bin test_batch.bin; do
-    if ! [ -f "$1/$name" ] || ! [ -r "$1/$name" ]; then
+    if [ -e "$1/$name" ] && ! [ -f "$1/$name" ]; then
+      echo "$name is no file"
+      return
+    fi
+    if ! [ -r "$1/$name" ]; then
       echo "$name is missing"
       return
     fi
@@ -78,31 +94,32 @@ download() {
     before=$(bytes_in "$part")
     status=0
     http=$(curl "${progress[@]}" --fail --location --continue-at - --connect-timeout 10 \
-      --speed-limit 1000 --speed-time 30 --output "$part" --write-out '%{http_code}' \
+      --speed-limit $slowest --speed-time "$stall" --max-time 7200 --output "$part" --write-out '%{http_code}' \
       --url "$url") || status=$?
     after=$(bytes_in "$part")
     # The server cannot send the rest of a file (33), or we hold as much as it has or more (416, an
     # error to some versions of curl and a success to others) and it is not the right file.
     if ((before > 0)) && { [ "$status" = 33 ] || [ "$http" = 416 ]; }; then
-      echo "the $before bytes in $part cannot be continued: starting over"
+      say "the $before bytes in $part cannot be continued: starting over"
       rm -f -- "$part"
       continue
     fi
     case $status:$http in
       0:*) return ;;
       22:408 | 22:429 | 22:5?? | 18:* | 52:* | 55:* | 56:* | 92:*) ;; # these often pass
-      28:*) ((after > before)) || break ;; # a stall passes; a host that never answered does not
+      # A stall passes; a host that never answered does not, nor does one that sends a byte a second.
+      28:*) ((after - before >= slowest * stall)) || break ;;
       *) break ;;
     esac
     if ((try < 5)); then
-      echo "the download broke off at $after$of_whole bytes: trying again"
+      say "the download broke off at $after$of_whole bytes: trying again"
       sleep 1
     fi
   done
   case $status:$http in
     5:* | 6:*) problem="no network, or no such host (its name was not found)" ;;
     7:*) problem="no network, or nobody listens there (connection refused or no route)" ;;
-    28:*) problem="no answer in time" ;;
+    28:*) problem="no answer in time (below $slowest bytes a second for $stall s)" ;;
     22:*) problem="the server says HTTP $http (CIFAR_URL=URL names another)" ;;
     23:*) problem="cannot write $part (disk full? 360 MB are needed in all)" ;;
     35:* | 60:*) problem="no secure connection (curl's status $status: certificates? clock?)" ;;
@@ -121,8 +138,12 @@ reject() {
     "CIFAR_TAR=FILE"
 }
 
+# Does the archive begin as every gzip file does (RFC 1952)?
+is_gzip() { [ "$(head -c 2 < "$archive" | od -A n -t x1 | tr -d ' \n')" = 1f8b ]; }
+
 # -- What can be known to be wrong before any work is done ----------------------------------------
 [[ $sha256 =~ ^[0-9a-f]{64}$ ]] || fail "CIFAR_SHA256=$sha256 is not 64 hexadecimal digits"
+[[ $stall =~ ^[1-9][0-9]{0,3}$ ]] || fail "CIFAR_STALL=$stall is not a number of seconds, 1 to 9999"
 of_whole=
 if [ "$sha256" = "$default_sha256" ]; then of_whole=" of $default_bytes"; fi
 have sha256sum || have shasum ||
@@ -136,7 +157,7 @@ if have flock; then
   exec 9< "$data"
   # 1 means taken; anything else, that this file system knows no such locks.
   flock -n 9 2> /dev/null || if [ $? = 1 ]; then
-    echo "waiting for another \`make data\` in $data"
+    say "waiting for another \`make data\` in $data"
     flock 9
   fi
 fi
@@ -147,8 +168,12 @@ if [ -e "$final" ] || [ -L "$final" ]; then
   [ -z "$problem" ] || fail "$final is there but not complete ($problem);" \
     "move it away or delete it, then call again"
   rm -f -- "$part"
-  echo "$final is already there, complete"
+  say "$final is already there, complete"
   exit 0
+fi
+
+if [ -e "$part" ] && ! [ -f "$part" ]; then
+  fail "$part: is no file, and in the download's way; move it away, then call again"
 fi
 
 # -- The archive, and its checksum ----------------------------------------------------------------
@@ -165,22 +190,34 @@ else
   if [ "$sum" != "$sha256" ]; then
     have curl || fail "needs curl to download $url: install it, or give a local copy with" \
       "CIFAR_TAR=FILE"
-    echo "downloading $url ($(bytes_in "$part")$of_whole bytes are here)"
+    say "downloading $url ($(bytes_in "$part")$of_whole bytes are here)"
     download
     sum=$(checksum "$part")
   fi
 fi
+note=
+is_gzip || note="; it is no gzip archive (a login page?), for it begins with \"$(head -c 40 < "$archive" |
+  tr -d '\0')\""
 [ "$sum" = "$sha256" ] || reject "is not the right file: it has $(bytes_in "$archive")$of_whole" \
-  "bytes and SHA-256 $sum, expected $sha256"
+  "bytes and SHA-256 $sum, expected $sha256$note"
+[ -z "$note" ] || reject "is not the right file$note"
 
 # -- The set: unpacked aside, checked, renamed ----------------------------------------------------
 unpack=$(mktemp -d -- "$data/.cifar-10-unpack.XXXXXX" 2> /dev/null) || fail "cannot write in $data"
 trap 'rm -rf -- "$unpack"' EXIT
 # Redirected, because tar takes a colon in a file's name for a host; and owned by who runs this.
-words=$(tar -x -z -f - --no-same-owner -C "$unpack" < "$archive" 2>&1 | sed -n 1p) ||
+words=$(tar -x -z -f - --no-same-owner -C "$unpack" < "$archive" 2>&1 | sed -n 1p) || {
+  # Can it be read through where nothing is written? Then it is the disk.
+  tar -t -z -f - < "$archive" > /dev/null 2>&1 || reject "cannot be unpacked: $words"
   fail "cannot unpack $archive in $data (disk full? 360 MB are needed in all): $words"
+}
+# A link in the place of a file leads out of the set, to whatever there is on this machine.
+other=$(cd -- "$unpack" && find . ! -type f ! -type d | sed -n 1p)
+[ -z "$other" ] || reject "is not CIFAR-10's binary version: ${other#./} is a link or a device"
 problem=$(flaw "$unpack/cifar-10-batches-bin")
 [ -z "$problem" ] || reject "is not CIFAR-10's binary version: $problem in cifar-10-batches-bin"
+# All bytes reach the disk before the name does.
+sync -- "$unpack"/cifar-10-batches-bin/* 2> /dev/null || sync
 mv -- "$unpack/cifar-10-batches-bin" "$final"
 if [ "$archive" = "$part" ]; then rm -f -- "$part"; fi
-echo "$final is ready"
+say "$final is ready"

@@ -32,13 +32,21 @@
 // Image i of a split is a function of (seed, split, i) and nothing else: a smaller set is the
 // beginning of a larger one, and the number of threads does not matter. Arithmetic is in double, so
 // that what compilers and maths libraries do differently is lost in rounding to a byte.
+//
+// A set that was interrupted is not taken for a whole one: its last file, test_batch.bin, gets its name
+// last, when all others are on the disk under theirs; and that file is what `make` looks for.
+//
+// Checked by `make check`: tests/data.py.
 #define _POSIX_C_SOURCE 200809L
 #include "cifar.h"
 #include "run/files.h"
 #include "run/random.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -290,7 +298,7 @@ static bool may_replace(const options *o, error *e) {
   path_of(o, MARKER, "", path);
   bool ours = file_exists(path);
   path_of(o, NAMES, "", path);
-  FILE *names = fopen(path, "r");
+  FILE *names = file_is_regular(path) ? fopen(path, "r") : NULL;
   if (names) ours = ours && fgets(line, sizeof line, names) && !strncmp(line, "disc\n", 5);
   if (names) fclose(names);
   for (int file = NAMES; file < FILES && !ours; file++) {
@@ -329,26 +337,35 @@ static void write_content(const options *o, int file, FILE *out) {
     write_images(o, TRAIN, (file - FIRST_BATCH) * share, share, out);
 }
 
-// Writes one file under its temporary name, all the way to the disk.
+// Writes one file under its temporary name, all the way to the disk. What stands there, a killed run's
+// or anything else (a FIFO would be waited for), is no file of a set.
 static bool write_file(const options *o, int file, error *e) {
   char path[PATH_ROOM];
   path_of(o, file, ".tmp", path);
-  FILE *out = fopen(path, "wb");
-  if (!out) return fail(e, "%s: could not be created: %s", path, strerror(errno));
+  unlink(path);
+  FILE *out = fopen(path, "wbx");
+  if (!out)
+    return fail(e, "%s: could not be created: %s; choose another directory", path, strerror(errno));
   write_content(o, file, out);
   const bool ok = !ferror(out) && fflush(out) == 0 && fsync(fileno(out)) == 0;
-  if (!ok) fail(e, "%s: could not be written: %s", path, strerror(errno));
+  if (!ok)
+    fail(e, "%s: could not be written: %s; make room, or choose another directory", path,
+         strerror(errno));
   fclose(out); // after fsync there is nothing left that could fail
   return ok;
 }
 
 // No file takes its name before all are written. The marker does so first: a set that a crash left
-// half renamed still counts as one of ours, and can be made again.
+// half renamed still counts as one of ours, and can be made again. An earlier set loses its last file
+// before that, so that no mixture of two passes for a whole one.
 static bool write_set(const options *o, error *e) {
   char from[PATH_ROOM], to[PATH_ROOM];
   if (!directory_make(o->directory, e) || !may_replace(o, e)) return false;
   bool ok = true;
   for (int file = 0; file < FILES && ok; file++) ok = write_file(o, file, e);
+  path_of(o, TEST_BATCH, "", to);
+  if (ok && unlink(to) != 0 && errno != ENOENT)
+    ok = fail(e, "%s: could not be removed: %s; choose another directory", to, strerror(errno));
   for (int file = 0; file < FILES; file++) {
     path_of(o, file, ".tmp", from);
     path_of(o, file, "", to);
@@ -393,15 +410,32 @@ static bool parse_arguments(int argc, char **argv, options *o, error *e) {
   return o->directory || fail(e, "no directory given; %s", usage);
 }
 
+// The number of a standard stream that is closed would go to the next file that is opened, and what
+// is said on the stream into that file. Nothing can be written to this one.
+static void hold_standard_streams(void) {
+  int number = 0;
+  while (number >= 0 && number <= STDERR_FILENO) number = open("/dev/null", O_RDONLY);
+  if (number >= 0) close(number);
+}
+
+// The line of a mistake, with nothing in it that would end it, or move the cursor.
+static int report_mistake(error *e, int status) {
+  for (char *c = e->text; *c; c++)
+    if (iscntrl((unsigned char)*c)) *c = '?';
+  fprintf(stderr, "shapes: %s\n", e->text);
+  return status;
+}
+
 int main(int argc, char **argv) {
   options o;
   error e;
-  const bool understood = parse_arguments(argc, argv, &o, &e);
-  if (!understood || !write_set(&o, &e)) {
-    fprintf(stderr, "shapes: %s\n", e.text);
-    return understood ? 1 : 2;
-  }
+  hold_standard_streams();
+  signal(SIGXFSZ, SIG_IGN); // a file that grows beyond `ulimit -f` is then a failed write
+  if (!parse_arguments(argc, argv, &o, &e)) return report_mistake(&e, 2);
+  if (!write_set(&o, &e)) return report_mistake(&e, 1);
   printf("%s: %d training and %d test images of shapes in CIFAR-10's format (seed %llu)\n",
          o.directory, (int)o.train, (int)o.test, (unsigned long long)o.seed);
-  return 0;
+  if (fflush(stdout) == 0) return 0;
+  fail(&e, "standard output: could not be written: %s; the set is complete", strerror(errno));
+  return report_mistake(&e, 1);
 }
