@@ -333,18 +333,22 @@ bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e
 }
 
 // Is this the fingerprint that a resume file wants of the weights beside it?
-static bool is_wanted(uint64_t actual, const char *wanted, const char *path, error *e) {
+static bool is_wanted(uint64_t actual, const char *wanted) {
   char text[17];
   snprintf(text, sizeof text, "%016llx", (unsigned long long)actual);
-  return !strcmp(text, wanted) ||
-         fail(e, "%s: these are not the weights that the resume file beside it was saved with",
-              path);
+  return !strcmp(text, wanted);
 }
 
-static bool matches(const char *path, const char *wanted, error *e) {
+// Whether the weights of a resume file are there under this name: *found. False, with a line in e, where
+// the file is there and cannot be read.
+static bool look_for(const char *path, const char *wanted, bool *found, error *e) {
   uint64_t actual;
   size_t size;
-  return file_fingerprint(path, &actual, &size, e) && is_wanted(actual, wanted, path, e);
+  *found = false;
+  if (!file_exists(path)) return true;
+  if (!file_fingerprint(path, &actual, &size, e)) return false;
+  *found = is_wanted(actual, wanted);
+  return true;
 }
 
 bool checkpoint_setting_beside(const char *weights_path, const char *key,
@@ -359,8 +363,9 @@ bool checkpoint_setting_beside(const char *weights_path, const char *key,
   if (!file_exists(path) || !safetensors_read(path, &resume, &unused)) return false;
   const char *wanted = safetensors_value(&resume, "weights");
   const char *setting = safetensors_value(&resume, key);
-  const bool found = wanted && setting && strlen(setting) < METADATA_VALUE &&
-                     matches(weights_path, wanted, &unused);
+  bool found = false;
+  if (wanted && setting && strlen(setting) < METADATA_VALUE)
+    look_for(weights_path, wanted, &found, &unused);
   if (found) snprintf(value, METADATA_VALUE, "%s", setting);
   safetensors_free(&resume);
   return found;
@@ -375,7 +380,11 @@ bool checkpoint_resume(network *n, const char *directory, const safetensors *res
   const source of_weights = {.s = &weights, .path = f.weights};
   const uint64_t actual = fingerprint(FINGERPRINT_OF_NOTHING, weights.file, weights.file_bytes);
   real *momentum = allocate(p->count * sizeof(real));
-  const bool ok = is_wanted(actual, safetensors_value(resume, "weights"), f.weights, e) &&
+  const bool ok = (is_wanted(actual, safetensors_value(resume, "weights")) ||
+                   fail(e,
+                        "%s: these are not the weights that the resume file beside it was saved "
+                        "with",
+                        f.weights)) &&
                   extract(&of_momentum, p->list, PARAMETERS, "momentum.", momentum, e) &&
                   load_weights(n, &of_weights, NULL, e);
   if (ok) n->device->upload(p->momentum, momentum, p->count * sizeof(real));
@@ -396,29 +405,36 @@ bool checkpoint_set_aside(const char *directory, int *number, error *e) {
 // resume file, which has their fingerprint, where it was: they go back to it.
 static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
   char weights[4200], resume[4200];
-  error unused;
+  bool found = false;
   for (int k = 1;; k++) {
     snprintf(weights, sizeof weights, "%s.%d", f->weights, k);
     snprintf(resume, sizeof resume, "%s.%d", f->resume, k);
-    const bool alone = file_exists(weights) && !file_exists(resume);
-    if (alone && matches(weights, wanted, &unused)) return file_replace(weights, f->weights, e);
+    if (!file_exists(resume) && !look_for(weights, wanted, &found, e)) return false;
+    if (found) return file_replace(weights, f->weights, e);
     if (!file_exists(weights) && !file_exists(resume)) return true;
   }
+}
+
+static bool bring_together(const file_names *f, const char *wanted, error *e) {
+  bool found;
+  if (!look_for(f->weights, wanted, &found, e)) return false;
+  if (found) return true;
+  if (!look_for(f->new_weights, wanted, &found, e)) return false;
+  if (found) return file_replace(f->new_weights, f->weights, e);
+  return file_exists(f->weights) || undo_set_aside(f, wanted, e);
 }
 
 bool checkpoint_repair(const char *directory, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
   safetensors resume;
-  error unused; // damaged files stay as they are
-  bool ok = true;
-  if (!checkpoint_read_resume(directory, &resume, &unused)) return true;
+  error unused;
+  size_t size;
+  if (!file_exists(f.resume)) return true;
+  uint8_t *bytes = file_read(f.resume, &size, e);
+  if (!bytes) return false;
+  if (!safetensors_parse(bytes, size, f.resume, &resume, &unused)) return true; // damaged
   const char *wanted = safetensors_value(&resume, "weights");
-  if (!matches(f.weights, wanted, &unused)) {
-    if (matches(f.new_weights, wanted, &unused))
-      ok = file_replace(f.new_weights, f.weights, e);
-    else if (!file_exists(f.weights))
-      ok = undo_set_aside(&f, wanted, e);
-  }
+  const bool ok = !wanted || bring_together(&f, wanted, e);
   safetensors_free(&resume);
   return ok;
 }

@@ -89,7 +89,7 @@ int rename(const char *from, const char *to) {
   return renameat(AT_FDCWD, from, AT_FDCWD, to);
 }
 
-// -- Memory, which fails when told to --------------------------------------------------------------------------------
+// -- Memory, which fails when told to ---------------------------------------------------------------
 
 // The sanitizers have an allocator of their own, so there this part is left out.
 #if defined __has_feature

@@ -287,6 +287,21 @@ static void test_unwritable(void) {
                 scratch_directory, "cannot be saved there");
 }
 
+// What cannot be read cannot be judged: nothing is moved.
+static void test_unreadable(void) {
+  static const char *const names[] = {WEIGHTS, RESUME};
+  for (int i = 0; i < 2; i++) {
+    error e = {""};
+    begin_with_a();
+    remove(scratch_path(names[i]));
+    mkdir(scratch_path(names[i]), 0777);
+    scratch_write(scratch_path(WEIGHTS ".new"), "new", 3);
+    check_refused(checkpoint_repair(scratch_directory, &e), &e, "a directory in a file's place",
+                  scratch_path(names[i]), "not a file");
+    check(file_exists(scratch_path(WEIGHTS ".new")), "and all stays as it was");
+  }
+}
+
 // -- Full disks and names that are taken --------------------------------------------------------------
 
 // A save that fails must leave both files as they were, to the byte, and nothing beside them.
@@ -434,6 +449,7 @@ int main(void) {
   test_kill_in_set_aside(false);
   test_kill_in_set_aside(true);
   test_failure_in_set_aside();
+  test_unreadable();
   test_unwritable();
   test_one_at_a_time();
   begin_with_a();
