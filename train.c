@@ -166,6 +166,7 @@ static bool train(trainer *t, error *e) {
     if (!t->last_score.images) t->last_score = score_test_set(t); // resumed at its end
     t->done = t->last_score.images == t->data.test_count;
     if (!t->done) return true;
+    if (!test_is_finite(t, &t->last_score, e)) return false;
     report_done(&t->report, o, &t->data, &t->at, &t->last_score, &t->network);
     return true;
   }
