@@ -7,6 +7,7 @@
 
 #include "run/files.h"
 #include "run/random.h"
+#include <errno.h>
 #include <string.h>
 
 enum { TRAIN_FILES = 5, FILES = TRAIN_FILES + 1 };
@@ -47,7 +48,8 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
   uint8_t *bytes = NULL;
   size_t size = 0;
   snprintf(path, sizeof path, "%s/batches.meta.txt", directory);
-  if (file_exists(path) && !(bytes = file_read(path, &size, e))) return false;
+  const bool there = file_exists(path) || errno != ENOENT;
+  if (there && !(bytes = file_read(path, &size, e))) return false;
   const char *text = bytes ? (const char *)bytes : "", *end = text + size;
   for (int i = 0; i < CLASSES; i++) {
     enum { ROOM = sizeof data->class_names[0] };
@@ -62,7 +64,8 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
   return true;
 }
 
-static void describe(const char *directory, dataset *data, int all_train, int all_test) {
+// False, with a line in e, where a file that would say so cannot be looked for.
+static bool describe(const char *directory, dataset *data, int all_train, int all_test, error *e) {
   const char *kind = "an unknown set in CIFAR-10's format";
   char marker[4096];
   snprintf(marker, sizeof marker, "%s/STAND-IN.txt", directory);
@@ -72,9 +75,12 @@ static void describe(const char *directory, dataset *data, int all_train, int al
     kind = "CIFAR-10";
   else if (file_exists(marker))
     kind = "STAND-IN SHAPES, not CIFAR-10";
+  else if (errno != ENOENT)
+    return fail(e, "%s: %s", marker, strerror(errno));
   snprintf(data->description, sizeof data->description, "%s (%d training and %d test images%s)",
            kind, data->train_count, data->test_count,
            data->train_count < all_train || data->test_count < all_test ? " of it" : "");
+  return true;
 }
 
 // Closes the gap between the training images that are kept and the test images behind them.
@@ -140,14 +146,14 @@ bool cifar_read(const char *directory, int train_limit, int test_limit, dataset 
               "%s: holds %d training and %d test images, fewer than --train-images %d or "
               "--test-images %d asks for",
               directory, all_train, all_test, train_limit, test_limit);
-  ok = ok && read_class_names(directory, data, e);
+  data->train_count = train_limit ? train_limit : all_train;
+  data->test_count = test_limit ? test_limit : all_test;
+  ok = ok && read_class_names(directory, data, e) &&
+       describe(directory, data, all_train, all_test, e);
   if (!ok) {
     cifar_free(data);
     return false;
   }
-  data->train_count = train_limit ? train_limit : all_train;
-  data->test_count = test_limit ? test_limit : all_test;
-  describe(directory, data, all_train, all_test);
   close_gap(data, data->train_count, data->test_count, all_train);
   const size_t kept = (size_t)(data->train_count + data->test_count);
   data->fingerprint = fingerprint(FINGERPRINT_OF_NOTHING, data->labels, kept);

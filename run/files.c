@@ -151,7 +151,9 @@ static bool write_holder(int handle) {
 static bool lock(int handle, const char *directory, error *e) {
   struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET}; // its length 0: to the end
   char holder[320];
-  if (fcntl(handle, F_SETLK, &whole) == 0) return true;
+  int refused;
+  while ((refused = fcntl(handle, F_SETLK, &whole)) != 0 && errno == EINTR) {}
+  if (!refused) return true;
   if (errno == EACCES || errno == EAGAIN) {
     read_holder(handle, holder, sizeof holder);
     return fail(e, "%s: in use by %s; wait for it, or give another --checkpoint", directory,

@@ -101,6 +101,21 @@ static void test_pipes(void) {
   }
 }
 
+// What cannot be looked for is not the same as what is not there: a link to itself is ELOOP.
+static void test_loops(void) {
+  static const char *const files[] = {"batches.meta.txt", "STAND-IN.txt"};
+  for (int i = 0; i < 2; i++) {
+    dataset data;
+    error e;
+    remove(scratch_path(files[i]));
+    if (!check(symlink(files[i], scratch_path(files[i])) == 0, "a loop as %s", files[i])) continue;
+    check_refused(cifar_read(scratch_directory, 0, 0, &data, &e), &e, "it", scratch_path(files[i]),
+                  "Too many levels");
+    remove(scratch_path(files[i]));
+    write_set();
+  }
+}
+
 // --train-images and --test-images
 static void test_limits(void) {
   dataset data, all;
@@ -394,6 +409,7 @@ int main(void) {
   test_whole_set();
   test_names();
   test_pipes();
+  test_loops();
   test_limits();
   test_fingerprint();
   test_missing_and_short_files();
