@@ -1,5 +1,6 @@
 // run/evaluate.c - how good a network is: on all test images, with the running statistics, neither
-// augmented nor mixed.
+// augmented nor mixed. --eval-train asks the same of the training images: how much of them the network
+// knows by heart.
 //
 // Accuracy asks only which class has the largest probability. What mixup and label smoothing change
 // is how large: the *confidence*. With p = softmax(logits) of an image and y its true class,
@@ -34,12 +35,12 @@ typedef struct {
   double confidence, bin_confidence[BINS]; // sums over images
 } detail;
 
-// Computes logits and the two losses of test images first .. first + count - 1: the training
-// criterion's sums go to results[slot], the NLL's to results[queue_length + slot].
+// Computes logits and the two losses of images first .. first + count - 1 of the data set: the
+// training criterion's sums go to results[slot], the NLL's to results[queue_length + slot].
 static void test_batch(trainer *t, int first, int count, int slot) {
   const device *d = t->device;
   network *n = &t->network;
-  cifar_test_batch(t->test_samples, &t->data, first, count);
+  cifar_test_batch(t->test_samples, first, count);
   send_step(t, t->test_samples, count, 1, 0, slot);
   d->mix_images(count, n->input, t->images, t->samples, t->step); // lambda 1: the image itself
   network_forward(n, count, false);
@@ -79,16 +80,15 @@ static void add_detail(const trainer *t, int count, detail *sums) {
   free(logits);
 }
 
-// sums: NULL where only the score is wanted.
-static score score_with(trainer *t, detail *sums) {
+// Of images begin .. begin + images - 1 of the data set. sums: NULL where only the score is wanted.
+static score score_images(trainer *t, int begin, int images, detail *sums) {
   const int batch = t->options.batch < TEST_BATCH ? t->options.batch : TEST_BATCH;
-  const int images = t->data.test_count;
   score s = {.images = images};
   double correct = 0;
   int queued = 0;
   for (int first = 0; first < images; first += batch) {
     const int left = images - first, count = left < batch ? left : batch;
-    test_batch(t, first, count, queued++);
+    test_batch(t, begin + first, count, queued++);
     if (sums) add_detail(t, count, sums);
     if (queued < t->queue_length && left > count) continue;
     add_results(t, queued, &s, &correct);
@@ -102,7 +102,7 @@ static score score_with(trainer *t, detail *sums) {
 }
 
 score score_test_set(trainer *t) {
-  return score_with(t, NULL);
+  return score_images(t, t->data.train_count, t->data.test_count, NULL);
 }
 
 // -- --eval -------------------------------------------------------------------------------------------
@@ -113,14 +113,27 @@ static double calibration_error(const detail *sums, int images) {
   return error / images; // the bins' own counts cancel
 }
 
-// A bin's mean confidence and accuracy are left empty where it holds no image. An earlier file is set
-// aside; to what is no file of its own, a pipe or /dev/stdout, the bins are appended.
-static bool write_bins(const char *path, const detail *sums, error *e) {
+// The file of --bins or --log. An earlier one is set aside; to what is no file of its own, a pipe or
+// /dev/stdout, the lines are appended. NULL, with a line in e, where it cannot be had.
+static FILE *open_table(const char *option, const char *path, error *e) {
   int number;
-  if (file_is_regular(path) && !files_set_aside(&path, 1, &number, e)) return false;
+  if (file_is_regular(path) && !files_set_aside(&path, 1, &number, e)) return NULL;
   fflush(stdout);
   FILE *out = fopen(path, "a");
-  if (!out) return fail(e, "--bins %s: %s", path, strerror(errno));
+  if (!out) fail(e, "%s %s: %s", option, path, strerror(errno));
+  return out;
+}
+
+static bool close_table(FILE *out, const char *option, const char *path, error *e) {
+  const bool failed = ferror(out);
+  return (fclose(out) == 0 && !failed) ||
+         fail(e, "%s %s: could not be written: disk full?", option, path);
+}
+
+// A bin's mean confidence and accuracy are left empty where it holds no image.
+static bool write_bins(const char *path, const detail *sums, error *e) {
+  FILE *out = open_table("--bins", path, e);
+  if (!out) return false;
   fprintf(out, "from,to,images,confidence,accuracy\n");
   for (int i = 0; i < BINS; i++) {
     const int images = sums->bin_all[i];
@@ -130,9 +143,23 @@ static bool write_bins(const char *path, const detail *sums, error *e) {
               (double)sums->bin_right[i] / images);
     fprintf(out, images ? "\n" : ",\n");
   }
-  const bool failed = ferror(out);
-  return (fclose(out) == 0 && !failed) ||
-         fail(e, "--bins %s: could not be written: disk full?", path);
+  return close_table(out, "--bins", path, e);
+}
+
+static const char *name_of_set(const options *o) {
+  return o->eval_train ? "train" : "test";
+}
+
+// The same figures as print_evaluation's, for a program to read.
+static bool write_figures(const trainer *t, const score *s, const detail *sums, error *e) {
+  const options *o = &t->options;
+  FILE *out = open_table("--log", o->log, e);
+  if (!out) return false;
+  fprintf(out, "set,images,accuracy,nll,criterion,smoothing,confidence,calibration_error,data\n");
+  fprintf(out, "%s,%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%s\n", name_of_set(o), s->images, s->accuracy,
+          s->nll, s->loss, o->smoothing, sums->confidence / s->images,
+          calibration_error(sums, s->images), report_kind_of_data(&t->data));
+  return close_table(out, "--log", o->log, e);
 }
 
 // The smoothing of the criterion: the command line's; else that of the run which saved the weights,
@@ -148,8 +175,8 @@ static const char *settle_smoothing(options *o) {
 
 static void print_evaluation(const trainer *t, const score *s, const detail *sums,
                              const char *whose_smoothing) {
-  printf("%s: test accuracy %.2f %% (%d of %d)\n", t->options.eval, 100 * s->accuracy, s->correct,
-         s->images);
+  printf("%s: %s accuracy %.2f %% (%d of %d)\n", t->options.eval, name_of_set(&t->options),
+         100 * s->accuracy, s->correct, s->images);
   printf("  negative log likelihood      %.6f\n", s->nll);
   printf("  training criterion           %.6f   smoothing %g, %s\n", s->loss, t->options.smoothing,
          whose_smoothing);
@@ -165,11 +192,15 @@ static void print_evaluation(const trainer *t, const score *s, const detail *sum
 }
 
 bool evaluate(trainer *t, error *e) {
+  const options *o = &t->options;
+  const int train = t->data.train_count, test = t->data.test_count;
   detail sums = {0};
-  if (!load_weights(t, t->options.eval, e)) return false;
+  if (!load_weights(t, o->eval, e)) return false;
   const char *whose_smoothing = settle_smoothing(&t->options);
-  const score s = score_with(t, &sums);
-  if (!isfinite(s.nll)) return fail(e, "%s: gives logits that are not finite", t->options.eval);
+  const score s =
+      o->eval_train ? score_images(t, 0, train, &sums) : score_images(t, train, test, &sums);
+  if (!isfinite(s.nll)) return fail(e, "%s: gives logits that are not finite", o->eval);
   print_evaluation(t, &s, &sums, whose_smoothing);
-  return !t->options.bins[0] || write_bins(t->options.bins, &sums, e);
+  return (!o->bins[0] || write_bins(o->bins, &sums, e)) &&
+         (!o->log[0] || write_figures(t, &s, &sums, e));
 }

@@ -52,9 +52,12 @@ static const option table[] = {
      "where the run is saved after each epoch [checkpoint]"},
     {"init", FILES, PATH, PROCESS, PLACE(init), NO_LIMITS, "FILE",
      "start from the weights of a safetensors file with PyTorch's names"},
-    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv", "a row an epoch"},
+    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv",
+     "a row an epoch; with --eval a row of its figures"},
     {"eval", INSIDE, PATH, PROCESS, PLACE(eval), NO_LIMITS, "FILE",
      "only test the weights of a safetensors file: loss, accuracy, confidence, each class"},
+    {"eval-train", INSIDE, FLAG, PROCESS, PLACE(eval_train), NO_LIMITS, "",
+     "with --eval: on the training images, neither cropped nor flipped nor mixed"},
     {"bins", INSIDE, PATH, PROCESS, PLACE(bins), NO_LIMITS, "FILE.csv",
      "with --eval: each confidence bin's count, confidence and accuracy"},
     {"trace", INSIDE, PATH, PROCESS, PLACE(trace), NO_LIMITS, "FILE",
@@ -230,6 +233,8 @@ static bool parse_arguments(int argc, char **argv, bool presets, options *o, err
 static bool check(const options *o, error *e) {
   if (o->eval[0] && (o->resume || o->init[0]))
     return fail(e, "--eval excludes --resume and --init");
+  if (o->eval_train && !o->eval[0])
+    return fail(e, "--eval-train needs --eval FILE: it says on which images to test that file");
   if (o->bins[0] && !o->eval[0])
     return fail(e,
                 "--bins needs --eval FILE: it writes what the test of that file's weights gives");

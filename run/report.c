@@ -71,7 +71,7 @@ static bool open_one(const char *path, const position *at, keep_line *keep, FILE
   return *file || fail(e, "%s: %s", path, strerror(errno));
 }
 
-static const char *kind_of_data(const dataset *data) {
+const char *report_kind_of_data(const dataset *data) {
   if (data->is_cifar10) return "cifar10";
   return strstr(data->description, "STAND-IN") ? "stand-in" : "unknown";
 }
@@ -231,7 +231,7 @@ void report_epoch(report *r, const options *o, const dataset *data, const positi
   if (r->csv) {
     fprintf(r->csv, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
             at->loss / images, at->correct / images, test->loss, test->accuracy, test->nll,
-            at->seconds, kind_of_data(data));
+            at->seconds, report_kind_of_data(data));
     fflush(r->csv);
   }
   if (r->trace) {

@@ -26,6 +26,9 @@ typedef struct {
 
 double clock_seconds(void); // seconds on a clock that only goes forward
 
+// cifar10, stand-in or unknown: as a log names its data.
+const char *report_kind_of_data(const dataset *data);
+
 // Opens the log and the trace. For a new run, earlier files of these names are set aside (.1, .2,
 // ..); a resumed run cuts off what came after its checkpoint and appends.
 bool report_open(report *r, const options *o, const dataset *data, const char *device,
