@@ -94,6 +94,7 @@ help:
 	@echo '                  PYTHON=python3: one that can import torch; BENCH_DEVICE=cpu'
 	@echo 'make experiment   what mixup and smoothing bring: four variants, three seeds (RECIPE=, SEEDS=, JOBS=)'
 	@echo 'make pictures     draw the pictures of the course (DATA=DIR: from CIFAR-10, into build/pictures)'
+	@echo 'make ladder       six kernels from a plain one to conv.cu, and what each costs'
 	@echo 'make course-check check what belongs to the course'
 	@echo 'make build        build all that this machine can, and say what that is'
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
