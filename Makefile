@@ -93,6 +93,10 @@ help:
 	@echo '                  V=1: a line for each check; SAN=1: under address and undefined sanitizers'
 	@echo 'make bench        how fast: each operation, and whole steps beside PyTorch'
 	@echo '                  PYTHON=python3: one that can import torch; BENCH_DEVICE=cpu'
+	@echo 'make experiment   what mixup and smoothing bring: four variants, three seeds (RECIPE=, SEEDS=, JOBS=)'
+	@echo 'make pictures     draw the pictures of the course (DATA=DIR: from CIFAR-10, into build/pictures)'
+	@echo 'make ladder       six kernels from a plain one to conv.cu, and what each costs'
+	@echo 'make course-check check what belongs to the course'
 	@echo 'make build        build all that this machine can, and say what that is'
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
@@ -203,13 +207,15 @@ data/stand-in/test_batch.bin: | $(SHAPES)
 
 data/stand-in: data/stand-in/test_batch.bin
 
-train: $(TRAIN) $(SHAPES)
-	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || true
-	@if [ -n "$(DATA)" ]; then data="$(DATA)"; \
+# For a shell: sets data to DATA=, to CIFAR-10's place once it is there, or to the stand-in set's.
+FIND_DATA = if [ -n "$(DATA)" ]; then data="$(DATA)"; \
 	elif tools/data.sh; then data=data/cifar-10-batches-bin; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
-	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi && \
-	$(TRAIN) --preset quick --data "$$data" $(ARGS)
+	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi
+
+train: $(TRAIN) $(SHAPES)
+	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || true
+	@$(FIND_DATA) && $(TRAIN) --preset quick --data "$$data" $(ARGS)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 
@@ -271,6 +277,10 @@ bench: $(BUILD)/bench/bench
 	@python=$(PYTHON); $(PYTHON) -c 'import torch' 2>/dev/null || { python=; \
 	  echo 'no PyTorch to compare with: pip install torch, or PYTHON=.. where it is installed'; }; \
 	$(BUILD)/bench/bench $(BENCH_DEVICE) "$$python" $(BUILD)/bench/bench.json
+
+# -- The course -------------------------------------------------------------------------------------------
+
+include course/course.mk
 
 # -- Fuzzing ----------------------------------------------------------------------------------------------
 

@@ -201,10 +201,8 @@ float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int ep
   return lambda;
 }
 
-void cifar_test_batch(sample *samples, const dataset *data, int first, int count) {
+void cifar_test_batch(sample *samples, int first, int count) {
   for (int b = 0; b < count; b++)
-    samples[b] = (sample){.image = data->train_count + first + b,
-                          .partner = b,
-                          .crop_y = CROP_PADDING,
-                          .crop_x = CROP_PADDING};
+    samples[b] =
+        (sample){.image = first + b, .partner = b, .crop_y = CROP_PADDING, .crop_x = CROP_PADDING};
 }

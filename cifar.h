@@ -58,7 +58,8 @@ int cifar_training_batch(sample *samples, const int32_t *order, int train_count,
 // returned. alpha = 0 turns mixup off: lambda 1, and every sample its own partner.
 float mixup_draw(int batch, sample *samples, double alpha, uint64_t seed, int epoch, int step);
 
-// Test images first .. first + count - 1, neither cropped nor flipped nor mixed.
-void cifar_test_batch(sample *samples, const dataset *data, int first, int count);
+// Images first .. first + count - 1 of the data set (the test images begin at train_count) as a network
+// is tested with them: neither cropped nor flipped nor mixed.
+void cifar_test_batch(sample *samples, int first, int count);
 
 #endif

@@ -1,5 +1,6 @@
 // run/evaluate.c - how good a network is: on all test images, with the running statistics, neither
-// augmented nor mixed.
+// augmented nor mixed. --eval-train asks the same of the training images: how much of them the network
+// knows by heart.
 //
 // Accuracy asks only which class has the largest probability. What mixup and label smoothing change
 // is how large: the *confidence*. With p = softmax(logits) of an image and y its true class,
@@ -33,12 +34,12 @@ typedef struct {
   double confidence, bin_confidence[BINS]; // sums over images
 } detail;
 
-// Computes logits and the two losses of test images first .. first + count - 1: the training
-// criterion's sums go to results[slot], the NLL's to results[queue_length + slot].
+// Computes logits and the two losses of images first .. first + count - 1 of the data set: the
+// training criterion's sums go to results[slot], the NLL's to results[queue_length + slot].
 static void test_batch(trainer *t, int first, int count, int slot) {
   const device *d = t->device;
   network *n = &t->network;
-  cifar_test_batch(t->test_samples, &t->data, first, count);
+  cifar_test_batch(t->test_samples, first, count);
   send_step(t, t->test_samples, count, 1, 0, slot);
   d->mix_images(count, n->input, t->images, t->samples, t->step); // lambda 1: the image itself
   network_forward(n, count, false);
@@ -78,16 +79,15 @@ static void add_detail(const trainer *t, int count, detail *sums) {
   free(logits);
 }
 
-// sums: NULL where only the score is wanted.
-static score score_with(trainer *t, detail *sums) {
+// Of images begin .. begin + images - 1 of the data set. sums: NULL where only the score is wanted.
+static score score_images(trainer *t, int begin, int images, detail *sums) {
   const int batch = t->options.batch < TEST_BATCH ? t->options.batch : TEST_BATCH;
-  const int images = t->data.test_count;
   score s = {0};
   double correct = 0;
   int queued = 0;
   while (s.images < images && !process_is_to_stop()) {
     const int left = images - s.images, count = left < batch ? left : batch;
-    test_batch(t, s.images, count, queued++);
+    test_batch(t, begin + s.images, count, queued++);
     s.images += count;
     if (sums) add_detail(t, count, sums);
     if (queued < t->queue_length && left > count) continue;
@@ -103,7 +103,7 @@ static score score_with(trainer *t, detail *sums) {
 }
 
 score score_test_set(trainer *t) {
-  return score_with(t, NULL);
+  return score_images(t, t->data.train_count, t->data.test_count, NULL);
 }
 
 // -- --eval -------------------------------------------------------------------------------------------
@@ -115,6 +115,8 @@ static double calibration_error(const detail *sums, int images) {
 }
 
 static const char bins_headings[] = "from,to,images,confidence,accuracy\n";
+static const char figures_headings[] =
+    "set,images,accuracy,nll,criterion,smoothing,confidence,calibration_error,data\n";
 
 // A bin's mean confidence and accuracy are left empty where it holds no image.
 static bool write_bins(log_file *f, const detail *sums, error *e) {
@@ -132,6 +134,23 @@ static bool write_bins(log_file *f, const detail *sums, error *e) {
   return log_file_sync(f, e);
 }
 
+static const char *name_of_set(const options *o) {
+  return o->eval_train ? "train" : "test";
+}
+
+// The same figures as print_evaluation's, for a program to read.
+static bool write_figures(log_file *f, const trainer *t, const score *s, const detail *sums,
+                          error *e) {
+  const position beginning = {0};
+  if (!log_file_begin(f, &beginning, NULL, e)) return false;
+  fputs(figures_headings, f->stream);
+  fprintf(f->stream, "%s,%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%s\n", name_of_set(&t->options),
+          s->images, s->accuracy, s->nll, s->loss, t->options.smoothing,
+          sums->confidence / s->images, calibration_error(sums, s->images),
+          report_kind_of_data(&t->data));
+  return log_file_sync(f, e);
+}
+
 // The smoothing of the criterion: the command line's; else that of the run which saved the weights,
 // if its resume file lies beside them; else the recipe's. Returns where it comes from.
 static const char *settle_smoothing(options *o) {
@@ -145,8 +164,8 @@ static const char *settle_smoothing(options *o) {
 
 static void print_evaluation(const trainer *t, const score *s, const detail *sums,
                              const char *whose_smoothing) {
-  printf("%s: test accuracy %.2f %% (%d of %d)\n", t->options.eval, 100 * s->accuracy, s->correct,
-         s->images);
+  printf("%s: %s accuracy %.2f %% (%d of %d)\n", t->options.eval, name_of_set(&t->options),
+         100 * s->accuracy, s->correct, s->images);
   printf("  negative log likelihood      %.6f\n", s->nll);
   printf("  training criterion           %.6f   smoothing %g, %s\n", s->loss, t->options.smoothing,
          whose_smoothing);
@@ -161,25 +180,32 @@ static void print_evaluation(const trainer *t, const score *s, const detail *sum
       printf("  %-12s      -   (no image)\n", t->data.class_names[i]);
 }
 
-static bool test_and_print(trainer *t, log_file *bins, error *e) {
+static bool test_and_print(trainer *t, log_file *bins, log_file *figures, error *e) {
+  const options *o = &t->options;
+  const int train = t->data.train_count, images = o->eval_train ? train : t->data.test_count;
   detail sums = {0};
   const char *whose_smoothing = settle_smoothing(&t->options);
-  const score s = score_with(t, &sums);
-  if (s.images < t->data.test_count) return true; // stopped: process_end says why
+  const score s = score_images(t, o->eval_train ? 0 : train, images, &sums);
+  if (s.images < images) return true; // stopped: process_end says why
   if (!isfinite(s.loss) || !isfinite(s.nll))
-    return fail(e, "%s: the test loss is %g: weights so large that the logits overflow",
-                t->options.eval, isfinite(s.loss) ? s.nll : s.loss);
+    return fail(e, "%s: the test loss is %g: weights so large that the logits overflow", o->eval,
+                isfinite(s.loss) ? s.nll : s.loss);
   print_evaluation(t, &s, &sums, whose_smoothing);
-  return !t->options.bins[0] || write_bins(bins, &sums, e);
+  return (!o->bins[0] || write_bins(bins, &sums, e)) &&
+         (!o->log[0] || write_figures(figures, t, &s, &sums, e));
 }
 
 bool evaluate(trainer *t, error *e) {
   const options *o = &t->options;
-  log_file bins = {0};
+  log_file bins = {0}, figures = {0};
   if (!load_weights(t, o->eval, e)) return false;
   // Before the test, which may take long, but an earlier file moves only when there is a new one.
-  if (o->bins[0] && !log_file_find(&bins, "--bins", o->bins, bins_headings, o, e)) return false;
-  const bool ok = test_and_print(t, &bins, e);
+  const bool ok =
+      (!o->bins[0] || log_file_find(&bins, "--bins", o->bins, bins_headings, o, e)) &&
+      (!o->log[0] || log_file_find(&figures, "--log", o->log, figures_headings, o, e)) &&
+      (!o->bins[0] || !o->log[0] || log_files_differ(&bins, &figures, e)) &&
+      test_and_print(t, &bins, &figures, e);
   log_file_close(&bins);
+  log_file_close(&figures);
   return ok;
 }

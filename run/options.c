@@ -51,9 +51,12 @@ static const option table[] = {
      "where the run is saved after each epoch [checkpoint]"},
     {"init", FILES, PATH, PROCESS, PLACE(init), NO_LIMITS, "FILE",
      "start from the weights of a safetensors file with PyTorch's names"},
-    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv", "a row an epoch"},
+    {"log", FILES, PATH, PROCESS, PLACE(log), NO_LIMITS, "FILE.csv",
+     "a row an epoch; with --eval a row of its figures"},
     {"eval", INSIDE, PATH, PROCESS, PLACE(eval), NO_LIMITS, "FILE",
      "only test the weights of a safetensors file: loss, accuracy, confidence, each class"},
+    {"eval-train", INSIDE, FLAG, PROCESS, PLACE(eval_train), NO_LIMITS, "",
+     "with --eval: on the training images, neither cropped nor flipped nor mixed"},
     {"bins", INSIDE, PATH, PROCESS, PLACE(bins), NO_LIMITS, "FILE.csv",
      "with --eval: each confidence bin's count, confidence and accuracy"},
     {"trace", INSIDE, PATH, PROCESS, PLACE(trace), NO_LIMITS, "FILE",
@@ -233,12 +236,14 @@ static bool check_without(const options *o, const char *what, const char *const 
 
 static bool check(const options *o, error *e) {
   static const char *const of_a_run[] = {
-      "resume", "init",     "log",          "trace",      "checkpoint", "keep-every",  "epochs",
-      "lr",     "momentum", "weight-decay", "milestones", "gamma",      "mixup-alpha", NULL};
+      "resume",   "init",         "trace",      "checkpoint", "keep-every",  "epochs", "lr",
+      "momentum", "weight-decay", "milestones", "gamma",      "mixup-alpha", NULL};
   static const char *const of_files[] = {"eval", "init", "resume", "log", "trace", "bins", NULL};
   if (o->plan && !check_without(o, "--plan only prints the network", of_files, e)) return false;
   if (o->eval[0] && !check_without(o, "--eval only tests the weights of its file", of_a_run, e))
     return false;
+  if (o->eval_train && !o->eval[0])
+    return fail(e, "--eval-train needs --eval FILE: it says on which images to test that file");
   if (o->bins[0] && !o->eval[0])
     return fail(e,
                 "--bins needs --eval FILE: it writes what the test of that file's weights gives");

@@ -32,6 +32,7 @@ typedef struct {
   bool resume;
   char init[PATH_ROOM];
   char eval[PATH_ROOM];
+  bool eval_train;      // only with eval: on the training images
   char bins[PATH_ROOM]; // only with eval: where the confidence bins go, as CSV
   char log[PATH_ROOM];
   char trace[PATH_ROOM];

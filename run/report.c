@@ -38,7 +38,7 @@ static bool keep_record(const char *line, const position *at) {
   return sscanf(line, "{\"epoch\":%d,", &epoch) != 1 || epoch < at->epoch;
 }
 
-static const char *kind_of_data(const dataset *data) {
+const char *report_kind_of_data(const dataset *data) {
   if (data->is_cifar10) return "cifar10";
   return strstr(data->description, "STAND-IN") ? "stand-in" : "unknown";
 }
@@ -186,7 +186,7 @@ bool report_epoch(report *r, const options *o, const dataset *data, const positi
   if (r->log.stream)
     fprintf(r->log.stream, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
             at->loss / images, at->correct / images, test->loss, test->accuracy, test->nll,
-            at->seconds, kind_of_data(data));
+            at->seconds, report_kind_of_data(data));
   if (r->trace.stream)
     fprintf(r->trace.stream,
             "{\"epoch\":%d,\"train_loss\":%.17g,\"train_accuracy\":%.17g,\"test_loss\":%.17g,"

@@ -27,6 +27,9 @@ typedef struct {
 
 double clock_seconds(void); // seconds on a clock that only goes forward
 
+// cifar10, stand-in or unknown: as a log names its data.
+const char *report_kind_of_data(const dataset *data);
+
 // Opens the log and the trace, and writes their first lines (run/log_files.h). False, with a line in e
 // and both as they were, if one of them is refused.
 bool report_open(report *r, const options *o, const dataset *data, const char *device,

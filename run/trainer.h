@@ -81,7 +81,8 @@ bool resume_run(trainer *t, const safetensors *resume, error *e);
 score score_test_set(trainer *t);
 
 // --eval: loads the weights and prints negative log likelihood, training criterion, accuracy,
-// confidence, calibration error, and each class's accuracy; --bins writes the bins to a file.
+// confidence, calibration error, and each class's accuracy: of the test images, or with --eval-train of
+// the training images. --bins writes the bins to a file, --log all figures as a row of one.
 bool evaluate(trainer *t, error *e);
 
 #endif

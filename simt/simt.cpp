@@ -278,8 +278,11 @@ struct product {
   const uint32_t *a, *b;
 };
 
+uint64_t simt_products;
+
 static void multiply(void *data[WARP]) {
   product **lane = whole_warp<product>(data);
+  simt_products++;
   float a[16][16], b[16][8], c[16][8];
   for (int l = 0; l < WARP; l++) {
     const int g = l / 4, t = 2 * (l % 4);

@@ -171,6 +171,7 @@ struct simt_cost {
   uint64_t requests, parts, ideal; // of warps; wavefronts or sectors they took; the least possible
 };
 simt_cost simt_count(const char *kernel, bool shared);
+extern uint64_t simt_products; // mma instructions so far, one for the 32 lanes of a warp
 
 #ifdef __SANITIZE_THREAD__ // g++ tells the watcher about assignments, but not about these
 void *simt_bytes(const void *address, size_t bytes, bool write);

@@ -83,6 +83,18 @@ awk -F, -v ece="$(figure 'expected calibration error' eval.out)" -v mean="$(figu
   }
   END { exit !(bins == 15 && n == 100 && !bad && near(sum / n, mean) && near(error / n, ece) && near(hits, right)) }' bins.csv
 check "15 bins hold 100 images; confidence, accuracy and calibration error follow from them" $?
+"$train" --data data --eval "$(weights a)" --log figures.csv >/dev/null
+for pair in 'nll|negative log likelihood' 'criterion|training criterion' 'confidence|mean confidence' \
+  'calibration_error|expected calibration error'; do
+  close "$(column "${pair%|*}" figures.csv)" "$(figure "${pair#*|}" eval.out)" || echo "$pair"
+done >wrong.figures
+[ ! -s wrong.figures ] && [ "$(column set figures.csv)" = test ] && close "$(column accuracy figures.csv)" "$(column test_accuracy a.csv)"
+check "--eval with --log: the same figures, as a row" $?
+# Three images that a network has learnt by heart it knows; a label of the test set tells it nothing.
+"$train" --data data --width 8 --batch 3 --train-images 3 --epochs 40 --milestones 30 --mixup-alpha 0 --checkpoint heart >/dev/null
+"$train" --data data --eval "$(weights heart)" --train-images 3 --eval-train --log heart.csv | grep -q 'train accuracy 100.00 % (3 of 3)' &&
+  [ "$(column set heart.csv),$(column images heart.csv),$(column accuracy heart.csv)" = train,3,1 ]
+check "--eval-train: the training images" $?
 mkdir "a place" && cp -r data "a place/data"
 (cd "a place" && "$train" $small --epochs 1 --checkpoint "check point" >out && sed -n 's/^next:  \.\/train/"$train"/p' out >next &&
   . ./next >next.out) && grep -q 'negative log' "a place/next.out"
@@ -308,6 +320,7 @@ done
 for option in eval init log; do refuse 2 "^train: --plan only prints the network: leave --$option away$" --plan --$option x; done
 refuse 2 '^train: --plan only prints the network: leave --resume away$' --plan --resume
 refuse 2 '^train: --bins needs --eval' --bins bins.csv
+refuse 2 '^train: --eval-train needs --eval' --eval-train
 refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
 refuse 1 '301' --data data --train-images 301
@@ -359,7 +372,7 @@ refuse 1 'cannot change in its middle' --data data --checkpoint kept --resume --
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
 "$train" --help >help.out
-[ "$(grep -c '^  --' help.out)" -ge 27 ] && [ "$(wc -L <help.out)" -le 80 ] &&
+[ "$(grep -c '^  --' help.out)" -ge 28 ] && [ "$(wc -L <help.out)" -le 80 ] &&
   grep -q -- '--keep-every N' help.out && grep -q -- '--name=VALUE' help.out && ! grep -q 'seed|' help.out
 check "--help lists the options in 80 columns" $?
 [ "$(grep -A1 '^[A-Z][a-z ]*$' help.out | sed 's/^  \(--[a-z]*\).*/\1/' | tr '\n' ' ')" = \

@@ -1,0 +1,54 @@
+# The course's own targets; the Makefile includes this file.
+
+.PHONY: experiment experiment-table pictures ladder course-check
+
+# Neither, mixup, smoothing, both: RECIPE=minutes, evening or published; SEEDS=3; JOBS= runs at a time
+# (1 where a GPU does the work); RESULTS=DIR. tools/experiment.sh says more.
+export RECIPE SEEDS JOBS RESULTS WEIGHTS
+experiment: export ARGS := $(ARGS)
+experiment: $(TRAIN) $(SHAPES)
+	@$(FIND_DATA) && TRAIN=$(TRAIN) DATA="$$data" tools/experiment.sh all
+
+experiment-table:
+	@tools/experiment.sh table
+
+# -- Pictures -----------------------------------------------------------------------------------------
+
+PICTURES := $(BUILD)/pictures
+
+$(PICTURES): $(patsubst %.c,$(BUILD)/%.o,tools/pictures.c tools/png.c tools/svg.c $(wildcard tools/draw_*.c)) $(OBJECTS)
+	$(LINK)
+
+# Learning curves from anyone's --log: tools/plot run.csv -o run.svg
+$(BUILD)/plot: $(BUILD)/tools/plot.o $(BUILD)/tools/svg.o
+	$(LINK)
+
+# Into course/pictures/, from the stand-in set; DATA=DIR: of another, into build/pictures/.
+pictures: $(PICTURES) $(BUILD)/plot $(TRAIN) $(SHAPES)
+	@cp -f $(BUILD)/plot tools/plot
+	@DATA="$(DATA)" BUILD=$(BUILD) TRAIN=$(TRAIN) SHAPES=$(SHAPES) tools/pictures.sh
+
+# -- The ladder ---------------------------------------------------------------------------------------
+
+RUNGS := $(wildcard course/ladder/*.cu)
+LADDER := $(BUILD)/watched/ladder
+
+$(LADDER): $(BUILD)/course/ladder/ladder.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) \
+  $(RUNGS:%.cu=$(BUILD)/watched/%.o) $(CUDA_OBJECTS) $(if $(CUDA_OBJECTS),$(RUNGS:%.cu=$(BUILD)/cuda/%.o))
+	$(LINK)
+
+ifneq ($(CUDA_OBJECTS),)
+$(BUILD)/course/ladder/ladder.o: OUR_CFLAGS += -DHAVE_CUDA
+endif
+
+# Six rungs from a plain kernel to conv.cu's: held against the reference, and what each costs.
+ladder: $(LADDER)
+	@$(LADDER)
+
+# -- Checks -------------------------------------------------------------------------------------------
+
+# What CI runs of the course, besides `make check`.
+course-check: $(TRAIN) $(SHAPES) $(PICTURES) $(BUILD)/plot $(LADDER)
+	@tests/run.sh $(LADDER) "tests/experiment_test.sh $(TRAIN) $(SHAPES)" \
+	  "tests/pictures_test.sh $(PICTURES) $(BUILD)/plot $(SHAPES) $(TRAIN)" \
+	  "tests/chapters_test.sh $(LADDER)"

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# chapters_test.sh LADDER - the course's pages say what is so: every link leads to a file, every picture is
+# shown, and the outputs in the chapters are what the commands print. `make course-check` runs it.
+set -u
+passed=0 failed=0
+
+check() { # what, status
+  if [ "$2" -eq 0 ]; then
+    passed=$((passed + 1)) && echo "ok   chapters: $1"
+  else
+    failed=$((failed + 1)) && echo "FAIL chapters: $1"
+  fi
+}
+
+for page in README.md course/*.md course/*/*.md; do
+  [ -e "$page" ] || continue
+  missing=$(grep -o '](\([^)#]*\)' "$page" | cut -c3- | grep -v '^http' | while read -r link; do
+    [ -e "$(dirname "$page")/$link" ] || echo "$link"
+  done)
+  [ -z "$missing" ]
+  check "$page: every link leads somewhere${missing:+: not $missing}" $?
+done
+for picture in course/pictures/*.{png,svg}; do
+  grep -q "(${picture##*/})" course/pictures/README.md
+  check "${picture##*/} is shown and explained" $?
+done
+unsaid=$("$1" | grep '^[0-9] of' | while read -r line; do grep -qF "$line" course/3-ladder.md || echo "$line"; done)
+[ -z "$unsaid" ] && [ "$(grep -c '^    [0-9] of' course/3-ladder.md)" -eq 6 ]
+check "course/3-ladder.md: the table that make ladder prints${unsaid:+, but for $unsaid}" $?
+
+# What 1-step.md computes by hand, computed once more.
+python3 - <<'end'
+from math import exp, log, sqrt
+page = open("course/1-step.md").read()
+def said(values): assert "(" + ", ".join("%.4f" % v if v != int(v) else "%d" % v for v in values) + ")" in page, values
+z, g = (1, 2, 6), (0, 1, 2)
+deviation = sqrt(sum((x - 3) ** 2 for x in z) / 3)
+xhat = [(x - 3) / deviation for x in z]
+dgamma = sum(a * b for a, b in zip(g, xhat))
+said(xhat), said([2 * x + 1 for x in xhat]), said([2 / deviation * (a - 1 - x * dgamma / 3) for a, x in zip(g, xhat)])
+assert "= %.4f\n" % dgamma in page
+p = [exp(x) / (exp(2) + exp(1) + 1) for x in (2, 1, 0)]
+said(p)
+for target in (1, 0, 0), (0.9, 0.05, 0.05), (0.7, 0.3, 0):
+    said([a - b for a, b in zip(p, target)])
+    assert "  %.4f  " % -sum(t * log(a) for t, a in zip(target, p)) in page
+v = 0.9 * 0.1 + 0.2 + 0.0002 * 0.5
+assert "= %.4f\n" % v in page and "= %.5f\n" % (0.5 - 0.1 * v) in page
+assert "log 81 = %.2f" % log(81) in page and "log 91 = %.2f" % log(91) in page
+end
+check "course/1-step.md: its numbers" $?
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

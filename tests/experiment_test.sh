@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# experiment_test.sh TRAIN SHAPES - `make experiment`, shortened to seconds: which runs there are and
+# what distinguishes them, interrupted and resumed runs, the table's arithmetic, and mistakes.
+# `make course-check` runs it.
+set -u
+export TRAIN=$PWD/$1 DATA=data RESULTS=results RECIPE=minutes SEEDS=1 JOBS=2
+shapes=$PWD/$2 experiment=$PWD/tools/experiment.sh passed=0 failed=0
+work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
+export ARGS='--width 8 --train-images 64 --batch 16 --epochs 2 --milestones 1 --test-images 20'
+"$shapes" --seed 3 --train 100 --test 50 data >/dev/null || echo "FAIL experiment: no data"
+
+check() { # what, status
+  if [ "$2" -eq 0 ]; then
+    passed=$((passed + 1)) && echo "ok   experiment: $1"
+  else
+    failed=$((failed + 1)) && echo "FAIL experiment: $1"
+  fi
+}
+refuse() { # PATTERN COMMAND..: one line on stderr, and status 1
+  local pattern=$1
+  shift
+  "$@" >out 2>err
+  [ $? -eq 1 ] && [ "$(wc -l <err)" -eq 1 ] && grep -q "^experiment: $pattern" err
+  check "refused with one line: $pattern" $?
+}
+
+[ "$(SEEDS=3 "$experiment" runs | sort | tr '\n' ',')" = \
+  'both 2,both 3,both 4,mixup 2,mixup 3,mixup 4,plain 2,plain 3,plain 4,smoothing 2,smoothing 3,smoothing 4,' ]
+check "runs: four variants from seeds 2, 3, 4" $?
+"$experiment" all >all.out 2>all.err
+[ $? -eq 0 ] && [ ! -s all.err ] && [ "$(grep -c '^| [a-z]* | 1 | [0-9.]* |' all.out)" -eq 4 ]
+check "all: every variant has its row" $?
+grep -q '| minutes on stand-in |' all.out
+check "the table says on which data" $?
+setting() { grep -ao "\"$2\":\"[^\"]*\"" "results/minutes/$1/resnet18_cifar10.resume.safetensors" | cut -d '"' -f 4; }
+[ "$(for v in plain mixup smoothing both; do setting $v-2 mixup-alpha; setting $v-2 smoothing; done | tr '\n' ' ')" = \
+  '0 0 1 0 0 0.1 1 0.1 ' ]
+check "plain has neither, mixup and smoothing one each, both both" $?
+[ "$(cut -d, -f 1,2 results/minutes/both-2/{test,train}.csv | grep -v set | tr '\n' ' ')" = 'test,50 train,64 ' ]
+check "tested at the end on all test images, and on the training images" $?
+touch before && "$experiment" all >again.out && [ -z "$(find results -name '*.csv' -newer before)" ] &&
+  cmp -s <(grep '|' all.out) <(grep '|' again.out)
+check "a second time nothing is done again" $?
+
+# A run stopped in the middle, and done to its end later.
+longer="$ARGS --epochs 30"
+RESULTS=whole ARGS=$longer "$experiment" one both 2 >/dev/null
+for _ in 1 2 3 4 5; do # a machine that is busy elsewhere gets more attempts
+  rm -rf stopped
+  RESULTS=stopped ARGS=$longer setsid "$experiment" one both 2 >/dev/null 2>&1 &
+  for _ in {1..400}; do [ -s stopped/minutes/both-2/log.csv ] && break; sleep 0.02; done
+  kill -TERM -- -$! 2>/dev/null
+  wait $! 2>/dev/null
+  for _ in {1..100}; do grep -q stopped stopped/minutes/both-2/output && break; sleep 0.05; done
+  [ -e stopped/minutes/both-2/train.csv ] || break
+done
+RESULTS=stopped ARGS=$longer "$experiment" table | grep -q '^not complete: both-2, [0-9]* of 30 epochs'
+check "a run that is not complete is named" $?
+RESULTS=stopped ARGS=$longer "$experiment" one both 2 >/dev/null
+grep -q '^resumed' stopped/minutes/both-2/output &&
+  cmp -s {whole,stopped}/minutes/both-2/resnet18_cifar10.safetensors &&
+  cmp -s {whole,stopped}/minutes/both-2/test.csv && [ "$(wc -l <stopped/minutes/both-2/log.csv)" -eq 31 ]
+check "stopped and resumed: the bits and the log of a run never stopped" $?
+
+# 50 and 70 %: mean 60, standard deviation 20 / sqrt(2).
+for pair in '2 0.5' '3 0.7'; do
+  mkdir -p "made/minutes/mixup-${pair% *}"
+  printf 'set,accuracy,nll,confidence,calibration_error,data\ntest,%s,1,0.5,0.25,cifar10\n' "${pair#* }" \
+    | tee "made/minutes/mixup-${pair% *}/"{test,train}.csv >/dev/null
+done
+RESULTS=made "$experiment" table | grep -qx \
+  '| mixup | 2 | 60.00 ± 14.14 | 1.000 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | 60.00 ± 14.14 |' &&
+  RESULTS=made "$experiment" table | grep -qx '| plain | 0 | - | - | - | - | - |'
+check "the table: mean and standard deviation" $?
+
+refuse 'RECIPE=hours: .* minutes, evening or published is' env RECIPE=hours "$experiment" all
+refuse 'SEEDS=0: .* a number' env SEEDS=0 "$experiment" all
+refuse 'JOBS=two: .* a number' env JOBS=two "$experiment" all
+refuse 'no variant is called cutout' "$experiment" one cutout 2
+refuse '.*both-2 was begun with other options' env ARGS=--momentum=0 "$experiment" one both 2
+refuse 'plain 7: .*nowhere/data_batch_1.bin' env DATA=nowhere "$experiment" one plain 7
+"$experiment" two >/dev/null 2>&1
+[ $? -eq 2 ]
+check "an unknown command: how to use it, status 2" $?
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

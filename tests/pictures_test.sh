@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# pictures_test.sh PICTURES PLOT SHAPES TRAIN - the course's pictures are what they say: PNG files that
+# another reader takes apart, pixels that are where they should be, charts whose lines go through the
+# numbers of their files, and a line for each mistake. `make course-check` runs it.
+set -u
+pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4 passed=0 failed=0
+work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
+
+check() { # what, status
+  if [ "$2" -eq 0 ]; then
+    passed=$((passed + 1)) && echo "ok   pictures: $1"
+  else
+    failed=$((failed + 1)) && echo "FAIL pictures: $1"
+  fi
+}
+refuse() { # STATUS PATTERN COMMAND..: that exit status and, on stderr, a line that matches
+  local status=$1 pattern=$2
+  shift 2
+  "$@" >out 2>err
+  [ $? -eq "$status" ] && grep -q -- "$pattern" err && { [ "$status" -eq 2 ] || [ "$(wc -l <err)" -eq 1 ]; }
+  check "refused with status $status: $pattern" $?
+}
+
+"$shapes" --seed 1 --train 500 --test 100 data >/dev/null &&
+  "$train" --data data --width 8 --epochs 1 --checkpoint run --log run.csv >/dev/null &&
+  "$train" --data data --eval run/resnet18_cifar10.safetensors --bins bins.csv >/dev/null
+check "a data set, a network and its files" $?
+weights="--weights run/resnet18_cifar10.safetensors"
+for drawn in "mixed --data data" "crops --data data" "mistakes --data data $weights" "filters $weights" \
+  targets beta schedule "reliability plain=bins.csv both=bins.csv"; do
+  kind=png && [[ $drawn =~ ^(targets|beta|schedule|reliability) ]] && kind=svg
+  "$pictures" $drawn -o "${drawn%% *}.$kind"
+  check "${drawn%% *} is drawn" $?
+done
+
+# Python's zlib has its own opinion about blocks and Adler-32, its binascii about CRC-32.
+cat >read_png.py <<'end'
+import binascii, struct, sys, zlib
+
+def chunks(data):
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at = 8
+    while at < len(data):
+        length, name = struct.unpack(">I4s", data[at:at + 8])
+        body = data[at + 8:at + 8 + length]
+        crc, = struct.unpack(">I", data[at + 8 + length:at + 12 + length])
+        assert crc == binascii.crc32(name + body)
+        yield name, body
+        at += 12 + length
+
+def read(path):
+    parts = list(chunks(open(path, "rb").read()))
+    assert [name for name, _ in parts] == [b"IHDR", b"IDAT", b"IEND"]
+    width, height, *rest = struct.unpack(">IIBBBBB", parts[0][1])
+    assert rest == [8, 2, 0, 0, 0]
+    rows = zlib.decompress(parts[1][1])
+    stride = 1 + 3 * width
+    assert len(rows) == height * stride and not any(rows[0::stride])
+    return lambda x, y: rows[y * stride + 1 + 3 * x:y * stride + 4 + 3 * x]
+end
+python3 -c 'from read_png import read
+for name in "mixed", "crops", "mistakes", "filters": read(name + ".png")'
+check "each PNG is sound for another reader" $?
+# The first column of mixed.png: an image, its partner below it, their mixture below both. Lambda from
+# the pixel where the two differ most; then it has to fit all the others, but for rounding.
+python3 -c 'from read_png import read
+pixel = read("mixed.png")
+a, b, mix = ([pixel(10 + x, y0 + y)[c] for y in range(64) for x in range(64) for c in range(3)] for y0 in (10, 84, 158))
+i = max(range(len(a)), key=lambda i: abs(a[i] - b[i]))
+share = (mix[i] - b[i]) / (a[i] - b[i])
+assert 0.33 < share < 0.37, share # 0.35 stands below it
+assert all(abs(share * x + (1 - share) * y - z) <= 2.1 for x, y, z in zip(a, b, mix))'
+check "mixed.png: the third row is lambda times the first and the rest of the second" $?
+# crops.png, first image: its pixels in the file, red plane first, are those of the first column.
+python3 -c 'from read_png import read
+pixel, record = read("crops.png"), open("data/data_batch_1.bin", "rb").read(3073)
+assert all(pixel(10 + 2 * x, 22 + 2 * y)[c] == record[1 + 1024 * c + 32 * y + x] for y in range(32) for x in range(32) for c in range(3))'
+check "crops.png: the first column is the file's" $?
+
+python3 -c 'import sys, xml.dom.minidom
+for name in sys.argv[1:]: xml.dom.minidom.parse(name)' targets.svg beta.svg schedule.svg reliability.svg
+check "each SVG is well-formed" $?
+grep -q '>3: 0.633<' targets.svg && grep -q '>5: 0.278<' targets.svg && grep -q '>others: 0.011<' targets.svg
+check "targets: 0.7 (1 - s) + 0.3 s / 9, and so on" $?
+error=$("$train" --data data --eval run/resnet18_cifar10.safetensors | sed -n 's/.*calibration error *\([0-9.]*\).*/\1/p')
+grep -q "error $(printf %.3f "$error")" reliability.svg
+check "reliability: the calibration error that --eval gives" $?
+
+printf 'epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n' >head.csv
+{ cat head.csv; printf '0,1,1,0,1,0.5,1,1,x\n1,1,1,0.5,1,0.5,1,1,x\n'; } >one.csv
+{ cat head.csv; printf '0,1,1,0.5,1,0.5,1,1,x\n1,1,1,1,1,0.5,1,1,x\n'; } >two.csv
+"$plot" a=one.csv a=two.csv -o seeds.svg
+# 250 wide from 62, 190 high down from 64: the mean goes from 25 % up to 75 %, the band from 0 to 50
+# and 50 to 100 %.
+grep -q 'points="62.0,206.5 312.0,111.5 "' seeds.svg && grep -q 'points="62.0,254.0 312.0,159.0 312.0,64.0 62.0,159.0 "' seeds.svg
+check "plot: the mean of two runs, and the band from the least to the most" $?
+"$plot" run.csv -o run.svg && python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("run.svg")'
+check "plot: a real log" $?
+{ cat one.csv; printf '2,1,1'; } >cut.csv
+refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
+refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg
+refuse 1 'head.csv: has no epoch yet' "$plot" head.csv -o out.svg
+refuse 1 'no.csv: cannot be opened' "$plot" no.csv -o out.svg
+refuse 1 'nowhere/out.svg: No such' "$plot" one.csv -o nowhere/out.svg
+refuse 2 '^plot: usage:' "$plot" one.csv
+refuse 1 'run.csv: is no file of --bins' "$pictures" reliability plain=run.csv -o out.svg
+refuse 1 'bins.csv: NAME=FILE.csv is wanted' "$pictures" reliability bins.csv -o out.svg
+refuse 1 'nowhere/data_batch_1.bin' "$pictures" mixed --data nowhere -o out.png
+refuse 1 'run.csv: .*safetensors' "$pictures" filters --weights run.csv -o out.png
+refuse 2 '^usage:' "$pictures" mixed -o out.png
+refuse 2 '^usage:' "$pictures" nothing -o out.png
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

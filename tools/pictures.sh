@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# pictures.sh - makes all pictures of the course; `make pictures` calls it. course/pictures/README.md says
+# what each shows.
+#
+# The environment says what from and where to; without it, the pictures that are in the repository:
+#
+#     DATA=DIR       a data set: without it the generated stand-in shapes
+#     WEIGHTS=FILE   a network trained on it: without it, one is trained for a minute, and kept
+#     RESULTS=DIR    what `make experiment` left: course/results/minutes
+#     PICTURES=DIR   where to: course/pictures, or, with DATA=, build/pictures, since CIFAR-10's
+#                    images are not ours to publish
+#     BUILD=DIR TRAIN=FILE SHAPES=FILE   the programs
+set -euo pipefail
+
+build=${BUILD:-build/gcc} results=${RESULTS:-course/results/minutes}
+out=${PICTURES:-$([ -n "${DATA:-}" ] && echo build/pictures || echo course/pictures)}
+data=${DATA:-build/pictures/shapes} weights=${WEIGHTS:-}
+mkdir -p "$out" build/pictures
+
+[ -n "${DATA:-}" ] || [ -e "$data" ] || "$SHAPES" --seed 1 --train 5000 --test 1000 "$data"
+if [ -z "$weights" ]; then
+  weights=build/pictures/network$([ -z "${DATA:-}" ] || cksum <<<"$DATA" | cut -d ' ' -f 1)
+  [ -e "$weights/resnet18_cifar10.safetensors" ] ||
+    "$TRAIN" --data "$data" --train-images 5000 --width 16 --batch 64 --lr 0.05 --epochs 3 \
+      --milestones 2 --checkpoint "$weights" | grep '^epoch .* test\|^done'
+  weights=$weights/resnet18_cifar10.safetensors
+fi
+
+draw() { # NAME ARGUMENT.. FILE
+  "$build/pictures" "${@:1:$#-1}" -o "$out/${!#}"
+  echo "$out/${!#}"
+}
+draw mixed --data "$data" mixed.png
+draw crops --data "$data" crops.png
+draw mistakes --data "$data" --weights "$weights" mistakes.png
+draw filters --weights "$weights" filters.png
+draw targets targets.svg
+draw beta beta.svg
+draw schedule schedule.svg
+
+# named FILE: VARIANT=.../VARIANT-SEED/FILE for each run, the variants in the table's order.
+named() {
+  local variant path
+  for variant in plain mixup smoothing both; do
+    for path in "$results/$variant"-*/"$1"; do [ ! -e "$path" ] || echo "$variant=$path"; done
+  done
+}
+if [ -n "$(named train.csv)" ]; then
+  "$build/plot" $(named log.csv) -o "$out/curves.svg"
+  echo "$out/curves.svg"
+  draw reliability $(named bins.csv) reliability.svg
+else
+  echo "no curves and no reliability: nothing of \`make experiment\` is complete in $results"
+fi
