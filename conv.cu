@@ -340,13 +340,13 @@ typedef struct {
   int part_steps; // stages of DEPTH pixels in a part
 } weight_job;
 
-// Block (x, y, z): column tile x, row tile y, part z of the sum.
+// Block (x, y, z): part x of the sum, column tile y, row tile z.
 template <int ROWS, int COLUMNS, bool ALIGNED>
 static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   typedef tile_of<ROWS, COLUMNS, false, false> tile;
   DYNAMIC_SHARED(bytes);
-  const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
-  const int first_step = blockIdx.z * o.part_steps, pixels = o.patches.pixels;
+  const int first_row = blockIdx.z * ROWS, first_column = blockIdx.y * COLUMNS;
+  const int first_step = blockIdx.x * o.part_steps, pixels = o.patches.pixels;
   const int steps = min_of(o.part_steps, divide_up(pixels, DEPTH) - first_step);
   tile t;
   multiply_all(&t, (bf16 *)bytes, steps, [&](bf16 *a, bf16 *b, int step) {
@@ -367,7 +367,7 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
     float2 pair;
     pair.x = first;
     pair.y = second;
-    *(float2 *)&o.to[((size_t)blockIdx.z * o.filters + m) * o.pitch + n] = pair;
+    *(float2 *)&o.to[((size_t)blockIdx.x * o.filters + m) * o.pitch + n] = pair;
   });
 }
 
@@ -392,7 +392,7 @@ static void launch_weight_job(weight_job *o, real *dw) {
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
   o->to = direct ? dw : (float *)workspace((size_t)parts * count * sizeof(float));
   launch("weight_tile", weight_tile<ROWS, COLUMNS, ALIGNED>,
-         {dim3(across, rows, parts), dim3(THREADS), stages}, *o);
+         {dim3(parts, across, rows), dim3(THREADS), stages}, *o);
   if (!direct)
     launch("add_parts", add_parts, shape_of_sums<1, THREADS>(count), dw, o->to, parts, o->filters,
            columns, o->pitch);
