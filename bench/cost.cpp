@@ -101,9 +101,18 @@ static const char *layer_of(const conv_shape *s) {
   return s->kernel == 1 ? "1x1/2" : s->stride == 1 ? "3x3/1" : "3x3/2";
 }
 
-static void conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
+static void conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
+                            const norm_arrays *n) {
   layer = layer_of(s);
-  inner->conv_forward(s, z, x, w, sums);
+  inner->fused->conv_statistics(s, z, x, w, n);
+  layer = "";
+}
+
+static void conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
+                                const real *gamma, const real *beta, const void *residual,
+                                bool relu, const real *mean, const real *variance) {
+  layer = layer_of(s);
+  inner->conv_norm_inference(s, y, x, w, gamma, beta, residual, relu, mean, variance);
   layer = "";
 }
 
@@ -114,10 +123,30 @@ static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, c
   layer = "";
 }
 
+static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                 bool accumulate, const norm_below *below) {
+  layer = layer_of(s);
+  inner->fused->conv_backward_masked(s, g, dz, w, accumulate, below);
+  layer = "";
+}
+
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
   layer = layer_of(s);
   inner->conv_backward_weight(s, dw, dz, x);
   layer = "";
+}
+
+static void open_device() {
+  static fusions fused;
+  inner = simt_device(false);
+  counted = *inner;
+  fused = *inner->fused;
+  counted.fused = &fused;
+  fused.conv_statistics = conv_statistics;
+  fused.conv_backward_masked = conv_backward_masked;
+  counted.conv_norm_inference = conv_norm_inference;
+  counted.conv_backward_input = conv_backward_input;
+  counted.conv_backward_weight = conv_backward_weight;
 }
 
 // -- A step, and a batch of testing -----------------------------------------------------------------
@@ -210,11 +239,7 @@ int main(int argc, char **argv) {
   static network n;
   error e;
   double flops, bytes;
-  inner = simt_device(false);
-  counted = *inner;
-  counted.conv_forward = conv_forward;
-  counted.conv_backward_input = conv_backward_input;
-  counted.conv_backward_weight = conv_backward_weight;
+  open_device();
   if (!network_create(&n, d, width, batch, &e)) {
     fprintf(stderr, "cost: %s\n", e.text);
     return 2;
