@@ -83,8 +83,8 @@ TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build found ptx-report sanitize simt-report mutants faults environments train data \
-  data/stand-in check bench fuzz format clean FORCE
+.PHONY: help build found ptx-report sass-report sanitize simt-report cost mutants faults environments \
+  train data data/stand-in check bench fuzz format clean FORCE
 
 help:
 	@echo 'make train        build, get CIFAR-10 (or a stand-in where there is no network), and train'
@@ -99,7 +99,9 @@ help:
 	@echo 'make course-check check what belongs to the course'
 	@echo 'make build        build all that this machine can, and say what that is'
 	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
+	@echo 'make sass-report  what their main loops execute for each product of the tensor cores (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
+	@echo 'make cost         what a step costs, launch by launch, and the least it takes on some GPUs'
 	@echo 'make mutants      plant bugs, one at a time; the checks must notice each of them'
 	@echo 'make faults       strike each call of short runs: full disks, bad disks, no memory, kills (minutes)'
 	@echo '                  FAULTS=N/M: the N-th of M parts'
@@ -165,6 +167,11 @@ $(BUILD)/watched/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo 'g++ (simulated GPU, watched) $<'
 	@g++ $(WATCH_FLAGS) $(OUR_CXXFLAGS) -x c++ -c $< -o $@
+
+$(BUILD)/bench/%.o: bench/%.cpp $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo '$(CXX_OF_CC) $<'
+	@$(CXX_OF_CC) $(SIMT_FLAGS) $(OUR_CXXFLAGS) -c $< -o $@
 
 $(BUILD)/watched/%.o: tests/%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -235,6 +242,18 @@ ptx-report:
 # Bank conflicts and memory traffic of each kernel, counted by the simulator.
 simt-report: $(BUILD)/watched/kernels_test
 	@SIMT_REPORT=1 $< simt network unguarded | sed -n '/^kernel /,$$p'
+
+# What a step costs, launch by launch, and the least that some cards need for it.
+$(BUILD)/bench/cost: $(BUILD)/bench/cost.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) $(CUDA_OBJECTS)
+	$(LINK)
+
+cost: $(BUILD)/bench/cost
+	@$<
+
+# What the main loops of the tensor cores' kernels consist of, from nvcc's machine code.
+CUOBJDUMP ?= $(firstword $(shell command -v cuobjdump) $(dir $(NVCC))cuobjdump)
+sass-report: $(BUILD)/cuda/conv.o
+	@tests/sass_report.sh "$(CUOBJDUMP)" $^
 
 # NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU.
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))compute-sanitizer)

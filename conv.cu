@@ -25,13 +25,14 @@
 //    In each of them one matrix consists of *patches*: what the filter covers, pixel after pixel, as
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
 //    patches of x or dz by w, the weight gradient dz by patches of x.
+// 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
+//    of its work while the numbers are still in registers.
 //
 // Nothing is added up in an order that depends on timing: no atomics, fixed partial sums.
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
 #include "gpu/divide.h"
-#include "gpu/gpu.h"
+#include "gpu/epilogue.h"
 #include "gpu/patches.h"
-#include "gpu/sums.h"
 #include "gpu/tile.h"
 
 namespace GPU {
@@ -155,23 +156,21 @@ static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void
 
 // Both gather: a pixel of `to` is the product of its patch of `from` with the filters.
 typedef struct {
-  bf16 *to;          // [batch][to_height][to_width][to_channels]
+  epilogue end;      // its `to`: [batch][to_height][to_width][channels]
   patch_source from; // x or dz
   const bf16 *w;     // [Cout][kernel][kernel][Cin]
-  int to_height, to_width, to_channels;
+  int to_height, to_width;
   int kernel;
-  bool accumulate; // to += instead of to =
-  float *partials; // [row tiles][2][to_channels] sums of the tiles' columns, or NULL
   parity_class classes[4];
 } gather_job;
 
-// Where the pixel of row m is in `to`; NULL: there is no such row.
-static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *of, int m) {
-  if (m >= of->pixels) return NULL;
+// Where the pixel of row m begins in `to`; negative: there is no such row.
+static __device__ ptrdiff_t offset_in_to(const gather_job *g, const parity_class *of, int m) {
+  if (m >= of->pixels) return -1;
   const place at = place_of(of, m);
   const int h = of->rows.first + of->rows.spacing * at.row;
   const int v = of->columns.first + of->columns.spacing * at.column;
-  return g->to + ((size_t)(at.image * g->to_height + h) * g->to_width + v) * g->to_channels;
+  return (((ptrdiff_t)at.image * g->to_height + h) * g->to_width + v) * g->end.channels;
 }
 
 // The weight for column n, a channel of `to`, and term `number` of the patch. Forward, neighbours in
@@ -180,50 +179,12 @@ static __device__ bf16 *pixel_of_to(const gather_job *g, const parity_class *of,
 template <bool BACKWARD>
 static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *of, int n,
                                              int number) {
-  if (n >= g->to_channels || number >= of->terms) return NULL;
+  if (n >= g->end.channels || number >= of->terms) return NULL;
   if (!BACKWARD) return g->w + (size_t)n * of->terms + number;
   const patch_term t = term_of(&g->from, of, number);
   const int r = of->rows.first_tap + of->rows.tap_spacing * t.row_tap;
   const int s = of->columns.first_tap + of->columns.tap_spacing * t.column_tap;
-  return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->to_channels + n;
-}
-
-// The warps' sums, as bf16, to the staged tile in shared memory, with what was in `to` where that
-// counts.
-template <typename tile>
-static __device__ void stage_tile(const tile *t, bf16 *staged, const gather_job *g,
-                                  const parity_class *of, int first_row, int first_column) {
-  for_each_pair(t, [&](int row, int column, float first, float second) {
-    const int m = first_row + row, n = first_column + column;
-    if (g->accumulate && m < of->pixels && n < g->to_channels) {
-      const bf16 *old = pixel_of_to(g, of, m) + n;
-      first += to_float(old[0]);
-      if (n + 1 < g->to_channels) second += to_float(old[1]);
-    }
-    *(uint32_t *)staged_at<tile>(staged, row, column) = to_pair(first, second);
-  });
-}
-
-// The result, from registers to memory. With partials, also the sums that batch normalisation
-// needs, which would otherwise have to read all of z again: rows beyond the last pixel are zeroes
-// in them.
-template <typename tile>
-static __device__ void store_result(const tile *t, bf16 *shared, const gather_job *g,
-                                    const parity_class *of, int first_row, int first_column) {
-  const int columns = g->to_channels - first_column;
-  stage_tile(t, shared, g, of, first_row, first_column);
-  __syncthreads();
-  store_staged<tile>(shared, columns, g->to_channels % EIGHT == 0, [&](int row) {
-    bf16 *pixel = pixel_of_to(g, of, first_row + row);
-    return pixel ? pixel + first_column : NULL;
-  });
-  if (!g->partials) return;
-  float *slices = (float *)staged_at<tile>(shared, tile::ROWS, 0);
-  sum_columns<tile>(shared, slices, [&](int which, int column, float sum) {
-    if (column >= columns) return;
-    const int n = first_column + column;
-    g->partials[((size_t)blockIdx.x * 2 + which) * g->to_channels + n] = sum;
-  });
+  return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->end.channels + n;
 }
 
 // Block (x, y, z): row tile x, column tile y, class z.
@@ -236,8 +197,10 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
   bf16 *shared = (bf16 *)bytes;
   const parity_class *of = &g.classes[blockIdx.z];
   const int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-  if (first_row >= of->pixels) return;
-  if (g.accumulate && of->terms == 0) return; // pixels that no tap meets (1x1, stride 2): + 0
+  const int tile_number = blockIdx.z * gridDim.x + blockIdx.x;
+  if (first_row >= of->pixels) return finish_empty_tile(g.end, first_column, COLUMNS, tile_number);
+  if (g.end.accumulate && !g.end.partials && of->terms == 0)
+    return; // pixels that no tap meets (1x1, stride 2): + 0
   corner at[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; i++)
@@ -253,74 +216,115 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
       return weight_address<BACKWARD>(&g, of, first_column + n, first + number);
     });
   });
-  store_result(&t, shared, &g, of, first_row, first_column);
+  finish_tile(&t, shared, g.end, first_column, tile_number,
+              [&](int row) { return offset_in_to(&g, of, first_row + row); });
 }
 
-// The sums of all row tiles: sums[i], i < 2 x channels. A warp for each row of the block.
-enum { TILE_SUM_ROWS = THREADS / LANES };
-static __global__ void add_tiles(double *sums, const float *partials, int tiles, int columns) {
-  const int column = blockIdx.x * LANES + threadIdx.x;
-  const double sum =
-      sum_of_partials<double, TILE_SUM_ROWS, LANES>(partials, tiles, columns, column);
-  if (threadIdx.y == 0 && column < columns) sums[column] = sum;
-}
-
+// use: what becomes of the tiles' sums, or NULL.
 template <int ROWS, int COLUMNS, bool BACKWARD, bool ALIGNED>
-static void launch_gather(const gather_job *g, int class_count, double *sums) {
-  gather_job with_sums = *g;
-  const int tiles = divide_up(g->classes[0].pixels, ROWS); // the first class has the most pixels
-  const int columns = 2 * g->to_channels;
+static void launch_gather(const gather_job *job, int class_count, const use_of_sums *use) {
+  gather_job g = *job;
+  const int channels = g.end.channels;
+  const int tiles = divide_up(g.classes[0].pixels, ROWS); // the first class has the most pixels
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
-  if (sums) with_sums.partials = (float *)workspace((size_t)tiles * columns * sizeof(float));
-  const dim3 grid(tiles, divide_up(g->to_channels, COLUMNS), class_count);
+  const size_t sums = (size_t)tiles * class_count * 2 * channels;
+  if (use) g.end.partials = (float *)workspace(sums * sizeof(float));
+  const dim3 grid(tiles, divide_up(channels, COLUMNS), class_count);
   launch(BACKWARD ? "gather_tile (input gradient)" : "gather_tile (output)",
-         gather_tile<ROWS, COLUMNS, BACKWARD, ALIGNED>, {grid, dim3(THREADS), stages}, with_sums);
-  if (sums)
-    launch("add_tiles", add_tiles, shape_of_sums<TILE_SUM_ROWS, LANES>(columns), sums,
-           with_sums.partials, tiles, columns);
+         gather_tile<ROWS, COLUMNS, BACKWARD, ALIGNED>, {grid, dim3(THREADS), stages}, g);
+  if (use) launch_add_partials(g.end.partials, tiles * class_count, channels, *use);
 }
 
 // The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512
 // channels are only 64 such tiles: half of a large GPU would have nothing to do.
-template <bool BACKWARD> static void choose_gather(const gather_job *g, int classes, double *sums) {
-  if (g->from.channels % EIGHT || g->to_channels % EIGHT)
-    launch_gather<128, 64, BACKWARD, false>(g, classes, sums);
-  else if (g->to_channels >= 128 && g->to_height * g->to_width > 16)
-    launch_gather<128, 128, BACKWARD, true>(g, classes, sums);
+template <bool BACKWARD>
+static void choose_gather(const gather_job *g, int classes, const use_of_sums *use) {
+  const int channels = g->end.channels;
+  if (g->from.channels % EIGHT || channels % EIGHT)
+    launch_gather<128, 64, BACKWARD, false>(g, classes, use);
+  else if (channels >= 128 && g->to_height * g->to_width > 16)
+    launch_gather<128, 128, BACKWARD, true>(g, classes, use);
   else
-    launch_gather<128, 64, BACKWARD, true>(g, classes, sums);
+    launch_gather<128, 64, BACKWARD, true>(g, classes, use);
 }
 
 static patch_source source_of(const void *pixels, int height, int width, int channels) {
   return {(const bf16 *)pixels, height, width, channels, make_divisor(channels)};
 }
 
-static void conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
+static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end,
+                   const use_of_sums *use) {
   gather_job g = {};
-  g.to = (bf16 *)z, g.w = (const bf16 *)w;
-  g.to_height = s->out_height, g.to_width = s->out_width, g.to_channels = s->out_channels;
+  g.end = end, g.w = (const bf16 *)w;
+  g.end.to = (bf16 *)to, g.end.channels = s->out_channels;
+  g.to_height = s->out_height, g.to_width = s->out_width;
   g.from = source_of(x, s->in_height, s->in_width, s->in_channels);
   g.kernel = s->kernel;
   g.classes[0] =
       make_class(s->batch, s->in_channels, forward_axis(s->stride, s->kernel, s->out_height),
                  forward_axis(s->stride, s->kernel, s->out_width));
-  choose_gather<false>(&g, 1, sums);
+  choose_gather<false>(&g, 1, use);
 }
 
-static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
-                                bool accumulate) {
+static void input_gradient(const conv_shape *s, void *dx, const void *dz, const void *w,
+                           epilogue end, const use_of_sums *use) {
   const int classes = s->stride * s->stride;
   gather_job g = {};
-  g.to = (bf16 *)dx, g.w = (const bf16 *)w;
-  g.to_height = s->in_height, g.to_width = s->in_width, g.to_channels = s->in_channels;
+  g.end = end, g.w = (const bf16 *)w;
+  g.end.to = (bf16 *)dx, g.end.channels = s->in_channels;
+  g.to_height = s->in_height, g.to_width = s->in_width;
   g.from = source_of(dz, s->out_height, s->out_width, s->out_channels);
   g.kernel = s->kernel;
-  g.accumulate = accumulate;
   for (int i = 0; i < classes; i++)
     g.classes[i] = make_class(s->batch, s->out_channels,
                               backward_axis(s->stride, s->kernel, s->in_height, i / s->stride),
                               backward_axis(s->stride, s->kernel, s->in_width, i % s->stride));
-  choose_gather<true>(&g, classes, NULL);
+  choose_gather<true>(&g, classes, use);
+}
+
+// -- The operations, an epilogue each --------------------------------------------------------------
+
+static void conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
+  use_of_sums use = {};
+  use.sums = sums;
+  output(s, z, x, w, {}, sums ? &use : NULL);
+}
+
+static void conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
+                            const norm_arrays *of_z) {
+  use_of_sums use = {};
+  use.norm = *of_z;
+  use.pixels = s->batch * s->out_height * s->out_width;
+  output(s, z, x, w, {}, &use);
+}
+
+static void conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
+                                const real *gamma, const real *beta, const void *residual,
+                                bool relu, const real *running_mean, const real *running_var) {
+  epilogue end = {};
+  end.norm = {gamma, beta, running_mean, NULL, running_var};
+  end.residual = (const bf16 *)residual;
+  end.relu = relu;
+  output(s, y, x, w, end, NULL);
+}
+
+static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
+                                bool accumulate) {
+  epilogue end = {};
+  end.accumulate = accumulate;
+  input_gradient(s, dx, dz, w, end, NULL);
+}
+
+static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                 bool accumulate, const norm_below *below) {
+  epilogue end = {};
+  use_of_sums use = {};
+  end.accumulate = accumulate;
+  end.norm = training_normal(below->norm);
+  end.z = (const bf16 *)below->z, end.y = (const bf16 *)below->y;
+  use.inverse_std = below->norm->inverse_std;
+  use.dgamma = below->dgamma, use.dbeta = below->dbeta;
+  input_gradient(s, g, dz, w, end, &use);
 }
 
 // -- Weight gradient -------------------------------------------------------------------------------
@@ -340,13 +344,13 @@ typedef struct {
   int part_steps; // stages of DEPTH pixels in a part
 } weight_job;
 
-// Block (x, y, z): column tile x, row tile y, part z of the sum.
+// Block (x, y, z): part x of the sum, column tile y, row tile z.
 template <int ROWS, int COLUMNS, bool ALIGNED>
 static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   typedef tile_of<ROWS, COLUMNS, false, false> tile;
   DYNAMIC_SHARED(bytes);
-  const int first_row = blockIdx.y * ROWS, first_column = blockIdx.x * COLUMNS;
-  const int first_step = blockIdx.z * o.part_steps, pixels = o.patches.pixels;
+  const int first_row = blockIdx.z * ROWS, first_column = blockIdx.y * COLUMNS;
+  const int first_step = blockIdx.x * o.part_steps, pixels = o.patches.pixels;
   const int steps = min_of(o.part_steps, divide_up(pixels, DEPTH) - first_step);
   tile t;
   multiply_all(&t, (bf16 *)bytes, steps, [&](bf16 *a, bf16 *b, int step) {
@@ -367,7 +371,7 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
     float2 pair;
     pair.x = first;
     pair.y = second;
-    *(float2 *)&o.to[((size_t)blockIdx.z * o.filters + m) * o.pitch + n] = pair;
+    *(float2 *)&o.to[((size_t)blockIdx.x * o.filters + m) * o.pitch + n] = pair;
   });
 }
 
@@ -392,7 +396,7 @@ static void launch_weight_job(weight_job *o, real *dw) {
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
   o->to = direct ? dw : (float *)workspace((size_t)parts * count * sizeof(float));
   launch("weight_tile", weight_tile<ROWS, COLUMNS, ALIGNED>,
-         {dim3(across, rows, parts), dim3(THREADS), stages}, *o);
+         {dim3(parts, across, rows), dim3(THREADS), stages}, *o);
   if (!direct)
     launch("add_parts", add_parts, shape_of_sums<1, THREADS>(count), dw, o->to, parts, o->filters,
            columns, o->pitch);
@@ -414,10 +418,13 @@ static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, 
     launch_weight_job<64, 128, true>(&o, dw);
 }
 
-void fill_conv(device *d, bool plain) {
+void fill_conv(device *d, fusions *fused, bool plain) {
   d->conv_forward = plain ? conv_forward_plain : conv_forward;
   d->conv_backward_input = plain ? conv_backward_input_plain : conv_backward_input;
   d->conv_backward_weight = plain ? conv_backward_weight_plain : conv_backward_weight;
+  d->conv_norm_inference = plain ? NULL : conv_norm_inference;
+  fused->conv_statistics = conv_statistics;
+  fused->conv_backward_masked = conv_backward_masked;
 }
 
 } // namespace GPU

@@ -23,7 +23,8 @@
 //    a sequence once and start it again as a whole (not done here yet).
 // 3. Walking through an activation costs more time than computing with it. So neighbours share walks:
 //    batch normalisation needs, of each channel, the sum of its input and of its input's squares, and
-//    the convolution before adds them up while it stores its output.
+//    the convolution before adds them up while it stores its output. What else can be shared, a device
+//    may offer as `fusions`, at the end of the table.
 //
 // Names. x is what a layer reads, z a convolution's output, y the output of the layer as a whole,
 // after batch normalisation, the residual sum and ReLU (max(0, .), the *rectified linear unit*); w
@@ -120,6 +121,24 @@ typedef struct {
 #define NORM_EPSILON 1e-5   // added to the variance, so that 1 / sqrt(variance) is always finite
 #define NEW_BATCH_SHARE 0.1 // of the newest batch in running_mean and running_var; the rest is old
 
+// A batch normalisation's arrays, [C] each.
+typedef struct {
+  const real *gamma, *beta;         // learned
+  real *running_mean, *running_var; // for evaluation
+  real *mean, *inverse_std;         // the latest training batch's
+} norm_arrays;
+
+// The normalisation and ReLU below a convolution, which made the x that it read.
+typedef struct {
+  const norm_arrays *norm;
+  const void *z; // what was normalised
+  const void *y; // what came out, x itself; NULL where no residual was added: z tells it, too
+  real *dgamma, *dbeta; // written
+} norm_below;
+
+// Two operations at once, so that a walk through memory is saved: see fusions below.
+typedef struct fusions fusions;
+
 // One trained tensor.
 typedef struct {
   char name[40]; // PyTorch's: "layer2.0.conv1.weight"
@@ -211,7 +230,8 @@ typedef struct device {
                          const real *beta, const void *residual, bool relu,
                          const real *running_mean, const real *running_var);
   // Evaluation: conv_forward and norm_inference at once, so that nothing lies in memory between
-  // them. NULL: this device has no such operation, and the network calls the two.
+  // them. NULL: this device has no such operation, and the network calls the two. Training's are
+  // at the end of the table.
   void (*conv_norm_inference)(const conv_shape *shape, void *y, const void *x, const void *w,
                               const real *gamma, const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var);
@@ -257,7 +277,37 @@ typedef struct device {
   // at zero, so its first value is g + weight_decay w.
   void (*sgd_update)(const parameters *p, const step_values *step, float momentum,
                      float weight_decay);
+
+  // Operations that share walks through memory. NULL: this device has none of them, and the network
+  // calls the operations above.
+  const fusions *fused;
 } device;
+
+// What the operations of the table do one after another, done in fewer walks through memory. Each
+// says which ones it replaces; they are its definition. conv.cu, resnet18.cu
+//
+//     forward    conv_forward, norm_forward          -> conv_statistics, norm_apply
+//     backward   conv_backward_input of a layer,     -> conv_backward_masked, norm_spread
+//                norm_backward of the layer below
+struct fusions {
+  // conv_forward; and the first part of norm_forward: n's mean and inverse_std, the running
+  // statistics moved.
+  void (*conv_statistics)(const conv_shape *shape, void *z, const void *x, const void *w,
+                          const norm_arrays *n);
+  // The rest: y = act(gamma (z - mean) inverse_std + beta + residual).
+  void (*norm_apply)(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
+                     const void *residual, bool relu);
+
+  // conv_backward_input, whose dx is the gradient of a ReLU's output; and the first part of that
+  // layer's norm_backward: in place of dx, g = dx where the output was above zero, else 0; and
+  // dbeta and dgamma. With `accumulate`, g = 0 or dx + what was there.
+  void (*conv_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
+                               bool accumulate, const norm_below *below);
+  // The rest: dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n); dz may be g. The residual's
+  // gradient is g.
+  void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,
+                      const real *dgamma, const real *dbeta, const norm_arrays *n);
+};
 
 extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c

@@ -229,31 +229,58 @@ static const void *rounded_weight_of(const network *n, int position) {
   return (const char *)n->parameters.rounded_weight + n->parameters.list[position].offset * element;
 }
 
+static norm_arrays arrays_of(const network *n, const unit *u) {
+  return (norm_arrays){.gamma = weight_of(n, u->gamma),
+                       .beta = weight_of(n, u->beta),
+                       .running_mean = statistic_of(n, u->mean),
+                       .running_var = statistic_of(n, u->variance),
+                       .mean = u->saved_mean,
+                       .inverse_std = u->saved_inverse_std};
+}
+
 static norm_shape norm_shape_of(const unit *u) {
   const conv_shape *s = &u->shape;
   return (norm_shape){s->batch * s->out_height * s->out_width, s->out_channels};
 }
 
-// y = act(norm(conv(x)) + residual)
+// y = act(norm(conv(x)) + residual), with the running statistics.
+static void unit_inference(network *n, unit *u, const void *x, const void *residual, bool relu) {
+  const device *d = n->device;
+  const norm_arrays a = arrays_of(n, u);
+  const norm_shape shape = norm_shape_of(u);
+  const void *w = rounded_weight_of(n, u->weight);
+  if (d->conv_norm_inference) {
+    d->conv_norm_inference(&u->shape, u->y, x, w, a.gamma, a.beta, residual, relu, a.running_mean,
+                           a.running_var);
+    return;
+  }
+  d->conv_forward(&u->shape, u->z, x, w, NULL);
+  d->norm_inference(&shape, u->y, u->z, a.gamma, a.beta, residual, relu, a.running_mean,
+                    a.running_var);
+}
+
+// The same; in training with the batch's statistics.
 static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool relu,
                          bool training) {
   const device *d = n->device;
-  const real *gamma = weight_of(n, u->gamma), *beta = weight_of(n, u->beta);
-  real *mean = statistic_of(n, u->mean), *variance = statistic_of(n, u->variance);
+  const norm_arrays a = arrays_of(n, u);
+  const void *w = rounded_weight_of(n, u->weight);
   u->shape.batch = n->batch;
   u->x = x;
-  const norm_shape shape = norm_shape_of(u);
-  const void *w = rounded_weight_of(n, u->weight);
-  if (!training && d->conv_norm_inference) {
-    d->conv_norm_inference(&u->shape, u->y, x, w, gamma, beta, residual, relu, mean, variance);
+  u->has_residual = residual;
+  if (!training) {
+    unit_inference(n, u, x, residual, relu);
     return;
   }
-  d->conv_forward(&u->shape, u->z, x, w, training ? u->sums : NULL);
-  if (training)
-    d->norm_forward(&shape, u->y, u->z, u->sums, gamma, beta, residual, relu, mean, variance,
-                    u->saved_mean, u->saved_inverse_std);
-  else
-    d->norm_inference(&shape, u->y, u->z, gamma, beta, residual, relu, mean, variance);
+  const norm_shape shape = norm_shape_of(u);
+  if (d->fused) {
+    d->fused->conv_statistics(&u->shape, u->z, x, w, &a);
+    d->fused->norm_apply(&shape, u->y, u->z, &a, residual, relu);
+    return;
+  }
+  d->conv_forward(&u->shape, u->z, x, w, u->sums);
+  d->norm_forward(&shape, u->y, u->z, u->sums, a.gamma, a.beta, residual, relu, a.running_mean,
+                  a.running_var, a.mean, a.inverse_std);
 }
 
 void network_forward(network *n, int batch, bool training) {
@@ -281,18 +308,41 @@ void network_forward(network *n, int batch, bool training) {
 }
 
 // The gradient of u's convolution output (dz, may be dy) and of gamma and beta, from that of its
-// output (dy); then that of its filters. dresidual as in device.h.
-static void unit_backward(network *n, unit *u, void *dz, void *dresidual, const void *dy,
-                          bool relu) {
+// output (dy); then that of its filters. dresidual as in device.h. masked: dy has been through ReLU's
+// mask already, and gamma's and beta's gradients are there; then dy itself is the residual's.
+static void unit_backward(network *n, unit *u, void *dz, void *dresidual, const void *dy, bool relu,
+                          bool masked) {
   const device *d = n->device;
   const norm_shape shape = norm_shape_of(u);
-  d->norm_backward(&shape, dz, dresidual, gradient_of(n, u->gamma), gradient_of(n, u->beta), dy,
-                   u->y, u->z, weight_of(n, u->gamma), u->saved_mean, u->saved_inverse_std, relu);
+  const norm_arrays a = arrays_of(n, u);
+  real *dgamma = gradient_of(n, u->gamma), *dbeta = gradient_of(n, u->beta);
+  if (masked)
+    d->fused->norm_spread(&shape, dz, dy, u->z, dgamma, dbeta, &a);
+  else
+    d->norm_backward(&shape, dz, dresidual, dgamma, dbeta, dy, u->y, u->z, a.gamma, a.mean,
+                     a.inverse_std, relu);
   d->conv_backward_weight(&u->shape, gradient_of(n, u->weight), dz, u->x);
 }
 
-static void unit_backward_input(network *n, unit *u, void *dx, const void *dz, bool accumulate) {
-  n->device->conv_backward_input(&u->shape, dx, dz, rounded_weight_of(n, u->weight), accumulate);
+// The gradient of u's input. below: the unit whose output that is, if this completes its gradient;
+// then, with a device that can, ReLU's mask is applied to dx, and the first part of below's norm
+// is done: true.
+static bool unit_backward_input(network *n, unit *u, void *dx, const void *dz, bool accumulate,
+                                const unit *below) {
+  const device *d = n->device;
+  const void *w = rounded_weight_of(n, u->weight);
+  if (!d->fused || !below) {
+    d->conv_backward_input(&u->shape, dx, dz, w, accumulate);
+    return false;
+  }
+  const norm_arrays a = arrays_of(n, below);
+  const norm_below b = {.norm = &a,
+                        .z = below->z,
+                        .y = below->has_residual ? below->y : NULL,
+                        .dgamma = gradient_of(n, below->gamma),
+                        .dbeta = gradient_of(n, below->beta)};
+  d->fused->conv_backward_masked(&u->shape, dx, dz, w, accumulate, &b);
+  return true;
 }
 
 // From the gradient of a block's output, in gradient[0], to that of its input x, there again. The
@@ -312,31 +362,33 @@ static void unit_backward_input(network *n, unit *u, void *dx, const void *dz, b
 //     its convolution            dz of the shortcut            dz of a           -> a part of dx
 //     a's convolution            .                             dz of a           + its part, -> dx
 //     gradient[0] and gradient[2] exchange their names
-static void block_backward(network *n, const block *k) {
+//
+// below: the unit whose output x is. masked: dy is g already. Returns whether x's gradient is.
+static bool block_backward(network *n, const block *k, const unit *below, bool masked) {
   unit *a = &n->units[k->a], *b = &n->units[k->b];
   void *dy = n->gradient[0], *da = n->gradient[1], *dz = n->gradient[2];
-  unit_backward(n, b, dz, dy, dy, true); // dy is now the residual's gradient
-  unit_backward_input(n, b, da, dz, false);
-  unit_backward(n, a, da, NULL, da, true);
-  if (k->shortcut < 0) { // the residual was x itself, so its gradient is already x's, in part
-    unit_backward_input(n, a, dy, da, true);
-    return;
-  }
+  unit_backward(n, b, dz, dy, dy, true, masked); // dy is now the residual's gradient
+  const bool a_masked = unit_backward_input(n, b, da, dz, false, a);
+  unit_backward(n, a, da, NULL, da, true, a_masked);
+  if (k->shortcut < 0) // the residual was x itself, so its gradient is already x's, in part
+    return unit_backward_input(n, a, dy, da, true, below);
   unit *shortcut = &n->units[k->shortcut];
-  unit_backward(n, shortcut, dy, NULL, dy, false);
-  unit_backward_input(n, shortcut, dz, dy, false);
-  unit_backward_input(n, a, dz, da, true);
+  unit_backward(n, shortcut, dy, NULL, dy, false, false);
+  unit_backward_input(n, shortcut, dz, dy, false, NULL);
   n->gradient[0] = dz;
   n->gradient[2] = dy;
+  return unit_backward_input(n, a, dz, da, true, below);
 }
 
 void network_backward(network *n) {
   const device *d = n->device;
   const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / n->batch;
+  bool masked = false;
   d->linear_backward(n->batch, channels, n->gradient[1], gradient_of(n, PARAMETERS - 2),
                      gradient_of(n, PARAMETERS - 1), n->dlogits, n->pooled,
                      rounded_weight_of(n, PARAMETERS - 2));
   d->pool_backward(n->batch, pixels, channels, n->gradient[0], n->gradient[1]);
-  for (int i = BLOCKS - 1; i >= 0; i--) block_backward(n, &n->blocks[i]);
-  unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true);
+  for (int i = BLOCKS - 1; i >= 0; i--)
+    masked = block_backward(n, &n->blocks[i], &n->units[i ? n->blocks[i - 1].b : 0], masked);
+  unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true, masked);
 }

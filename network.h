@@ -40,6 +40,7 @@ typedef struct {
   const void *x;                        // what the convolution read: the input or another unit's y
   void *z;                              // the convolution's output, in training  [B][P][Q][Cout]
   void *y;                              // after norm, residual sum and ReLU, same shape
+  bool has_residual;                    // was one added in the last network_forward?
   double *sums;                         // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass
 } unit;

@@ -13,10 +13,10 @@
 // The arithmetic is next to nothing; the memory is not. The largest activation, 128 x 32 x 32 x 64
 // numbers of 2 bytes, is 16.8 MB. An H100 reads 3 TB a second, so one trip through it takes 6
 // microseconds, in which the tensor cores could have used each number for hundreds of operations.
-// In a step, batch normalisation makes seven (shortcuts), nine, or eleven (with a residual) such
-// trips for each of the 20 units, whose arrays have that size, or a half, a quarter or an eighth of
-// it. So two questions decide: how often does an operation walk through all of memory (its
-// *passes*), and is memory busy while it does?
+// By itself, batch normalisation makes seven (shortcuts), nine, or eleven (with a residual) such
+// trips in a step, for each of the 20 units, whose arrays have that size, or a half, a quarter or an
+// eighth of it. So two questions decide: how often does an operation walk through all of memory
+// (its *passes*), and is memory busy while it does?
 //
 //     forward      sums of z and z z        none: the convolution before adds them up as it goes
 //                  mean, inverse_std        a thread for each channel, no walk at all
@@ -24,56 +24,27 @@
 //     backward     dbeta, dgamma            1 pass: dy, y, z in
 //                  dz, dresidual            1 pass: dy, y, z in, dz (and dresidual) out
 //
-// Backward takes two passes and cannot do with one: every dz needs the sums over all pixels.
+// Backward takes two passes and cannot do with one: every dz needs the sums over all pixels. But the
+// first of them can be shared. Whoever computes dy, the input gradient of the convolution above, has
+// each of its tiles at hand: there the mask and the sums cost only the trips of z and, with a
+// residual, of y (the `fusions` of device.h; gpu/epilogue.h). What is stored then is g, so that the
+// last pass needs no y and the residual's gradient is there already. Of nine trips six are left, of
+// eleven eight. `make cost` counts it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
+// with a kernel for each operation, 2,982 MB in 171 with fusions; in a batch of testing 558 MB in
+// 45 and 313 MB in 25, where the convolution normalises what it stores.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
-#include "gpu/gpu.h"
-#include "gpu/sums.h"
-
-#include <math.h>
+#include "gpu/norm.h"
 
 namespace GPU {
 
-// What a channel is normalised with; passed to the kernels by value. Each array: [channels]
-typedef struct {
-  const float *gamma, *beta, *mean;
-  const float *inverse_std; // training; NULL: computed from variance
-  const float *variance;    // evaluation; else NULL
-} normal;
-
 // -- Batch normalisation, forward, plain: a thread a value ---------------------------------------
 
-// Mean and variance of a channel, from the sums of z and z z that the convolution added up. Both
-// the plain and the fast device use this kernel, a thread for each channel.
-//
-// The finished sums are doubles, because variance = sum of squares / n - mean^2 subtracts two
-// numbers that may be nearly equal. Where the mean is 100 times the standard deviation, both are
-// 10^4 times their difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the
-// difference would be off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers.
-// In double, a rounding is 2^-53 = 1e-16, and as many digits may cancel without harm. (Within a
-// tile the fast convolution adds in float; sum_columns in gpu/tile.h says why that is safe.)
-static __global__ void finish_statistics(norm_shape shape, const double *sums, float *running_mean,
-                                         float *running_var, float *saved_mean,
-                                         float *saved_inverse_std) {
+// Mean and variance of a channel, from the sums of z and z z that the convolution added up: a thread
+// for each channel.
+static __global__ void finish_statistics(norm_shape shape, const double *sums, norm_arrays of) {
   const int c = (int)thread_number();
-  if (c >= shape.channels) return;
-  const double n = shape.pixels, mean = sums[c] / n;
-  const double difference = sums[shape.channels + c] / n - mean * mean;
-  const double variance = difference < 0 ? 0 : difference; // by rounding; fmax would lose a NaN
-  saved_mean[c] = (float)mean;
-  saved_inverse_std[c] = (float)(1 / sqrt(variance + NORM_EPSILON));
-  running_mean[c] = (float)((1 - NEW_BATCH_SHARE) * running_mean[c] + NEW_BATCH_SHARE * mean);
-  running_var[c] =
-      (float)((1 - NEW_BATCH_SHARE) * running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
-}
-
-static __device__ float inverse_std_from(float variance) {
-  return 1 / sqrtf(variance + (float)NORM_EPSILON);
-}
-
-// Written this way round, a NaN stays a NaN and is noticed: no comparison with one is true.
-static __device__ float relu_of(float value) {
-  return value < 0 ? 0 : value;
+  if (c < shape.channels) find_statistics(of, c, shape.pixels, sums[c], sums[shape.channels + c]);
 }
 
 static __global__ void normalise_value(norm_shape shape, bf16 *y, const bf16 *z,
@@ -81,8 +52,7 @@ static __global__ void normalise_value(norm_shape shape, bf16 *y, const bf16 *z,
   const size_t i = thread_number();
   if (i >= (size_t)shape.pixels * shape.channels) return;
   const int c = (int)(i % shape.channels);
-  const float inverse_std = of.inverse_std ? of.inverse_std[c] : inverse_std_from(of.variance[c]);
-  float value = of.gamma[c] * ((to_float(z[i]) - of.mean[c]) * inverse_std) + of.beta[c];
+  float value = normalised(normal_of(of, c), to_float(z[i]));
   if (residual) value += to_float(residual[i]);
   y[i] = to_bf16(relu ? relu_of(value) : value);
 }
@@ -196,9 +166,16 @@ static void norm_forward(const norm_shape *shape, void *y, const void *z, const 
                          const real *gamma, const real *beta, const void *residual, bool relu,
                          real *running_mean, real *running_var, real *saved_mean,
                          real *saved_inverse_std) {
+  const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   launch("finish_statistics", finish_statistics, {blocks_for(shape->channels), THREADS, 0}, *shape,
-         sums, running_mean, running_var, saved_mean, saved_inverse_std);
-  normalise<PLAIN>(shape, y, z, residual, {gamma, beta, saved_mean, saved_inverse_std, NULL}, relu);
+         sums, n);
+  normalise<PLAIN>(shape, y, z, residual, training_normal(&n), relu);
+}
+
+// The same, where the convolution has found the statistics as well.
+static void norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
+                       const void *residual, bool relu) {
+  normalise<false>(shape, y, z, residual, training_normal(n), relu);
 }
 
 template <bool PLAIN>
@@ -249,13 +226,18 @@ static __global__ void spread_value(norm_shape shape, upstream u, bf16 *dz, bf16
   dz[i] = to_bf16(u.gamma[c] * u.inverse_std[c] * (g - one_nth * (dbeta[c] + xhat * dgamma[c])));
 }
 
+static void spread_values(const norm_shape *shape, const upstream &u, void *dz, void *dresidual,
+                          const float *dgamma, const float *dbeta) {
+  launch("spread_value", spread_value,
+         {blocks_for((size_t)shape->pixels * shape->channels), THREADS, 0}, *shape, u, dz,
+         dresidual, dgamma, dbeta);
+}
+
 static void backward_values(const norm_shape *shape, const upstream &u, void *dz, void *dresidual,
                             float *dgamma, float *dbeta) {
   launch("sum_channel", sum_channel, {blocks_for(shape->channels), THREADS, 0}, *shape, u, dgamma,
          dbeta);
-  launch("spread_value", spread_value,
-         {blocks_for((size_t)shape->pixels * shape->channels), THREADS, 0}, *shape, u, dz,
-         dresidual, dgamma, dbeta);
+  spread_values(shape, u, dz, dresidual, dgamma, dbeta);
 }
 
 // -- Batch normalisation, backward, fast ---------------------------------------------------------
@@ -277,8 +259,6 @@ enum {
   // Strips for the sums: about four blocks for each processor of an H100. More would take no less
   // time and leave more partial sums to be added.
   SUM_BLOCKS = 512,
-  STRIP_ROWS = 32, // the block that adds up the strips: a warp for each row, 32 columns of sums
-  STRIP_COLUMNS = 32,
 };
 
 static __device__ float8 load_gradient(const upstream &u, size_t at) {
@@ -338,20 +318,6 @@ static __global__ void __launch_bounds__(THREADS)
   store_strip(shape, shared, partial);
 }
 
-// dbeta and dgamma: the sums over all strips, inverse_std, left out above, multiplied in.
-static __global__ void __launch_bounds__(STRIP_ROWS *STRIP_COLUMNS)
-    add_strips(norm_shape shape, int strips, const double *partial, const float *inverse_std,
-               float *dgamma, float *dbeta) {
-  const int columns = 2 * shape.channels, column = blockIdx.x * STRIP_COLUMNS + threadIdx.x;
-  const double sum =
-      sum_of_partials<double, STRIP_ROWS, STRIP_COLUMNS>(partial, strips, columns, column);
-  if (threadIdx.y > 0 || column >= columns) return;
-  if (column < shape.channels)
-    dbeta[column] = (float)sum;
-  else
-    dgamma[column - shape.channels] = (float)(sum * inverse_std[column - shape.channels]);
-}
-
 // As spread_value, with (dbeta + xhat dgamma) / n = offset + (z - mean) slope.
 static __global__ void __launch_bounds__(THREADS)
     spread_eights(norm_shape shape, upstream u, bf16 *dz, bf16 *dresidual, const float *dgamma,
@@ -381,17 +347,24 @@ static __global__ void __launch_bounds__(THREADS)
   }
 }
 
+static void spread(const norm_shape *shape, const upstream &u, void *dz, void *dresidual,
+                   const float *dgamma, const float *dbeta) {
+  const tiling t = tiling_of(shape, RUN, 0);
+  launch("spread_eights", spread_eights, {t.grid, t.block, 0}, *shape, u, dz, dresidual, dgamma,
+         dbeta);
+}
+
 static void backward_eights(const norm_shape *shape, const upstream &u, void *dz, void *dresidual,
                             float *dgamma, float *dbeta) {
-  const int columns = 2 * shape->channels;
-  const tiling sums = tiling_of(shape, 0, SUM_BLOCKS), all = tiling_of(shape, RUN, 0);
-  const int strips = (int)sums.grid.x;
-  double *partial = (double *)workspace((size_t)strips * columns * sizeof *partial);
-  launch("sum_strip", sum_strip, {sums.grid, sums.block, 0}, *shape, u, sums.run, partial);
-  launch("add_strips", add_strips, shape_of_sums<STRIP_ROWS, STRIP_COLUMNS>(columns), *shape,
-         strips, partial, u.inverse_std, dgamma, dbeta);
-  launch("spread_eights", spread_eights, {all.grid, all.block, 0}, *shape, u, dz, dresidual, dgamma,
-         dbeta);
+  const tiling t = tiling_of(shape, 0, SUM_BLOCKS);
+  const int strips = (int)t.grid.x;
+  use_of_sums use = {};
+  double *partial = (double *)workspace((size_t)strips * 2 * shape->channels * sizeof *partial);
+  launch("sum_strip", sum_strip, {t.grid, t.block, 0}, *shape, u, t.run, partial);
+  use.dgamma = dgamma, use.dbeta = dbeta;
+  use.inverse_std = u.inverse_std;
+  launch_add_partials(partial, strips, shape->channels, use);
+  spread(shape, u, dz, dresidual, dgamma, dbeta);
 }
 
 template <bool PLAIN>
@@ -412,10 +385,23 @@ static void norm_backward(const norm_shape *shape, void *dz, void *dresidual, re
     backward_eights(shape, u, dz, dresidual, dgamma, dbeta);
 }
 
-void fill_resnet18(device *d, bool plain) {
+// What is left where the convolution has masked the gradient and added it up.
+static void norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
+                        const real *dgamma, const real *dbeta, const norm_arrays *n) {
+  const upstream u = {(const bf16 *)g, NULL, (const bf16 *)z, n->gamma, n->mean,
+                      n->inverse_std,  false};
+  if (shape->channels % EIGHT)
+    spread_values(shape, u, dz, NULL, dgamma, dbeta);
+  else
+    spread(shape, u, dz, NULL, dgamma, dbeta);
+}
+
+void fill_resnet18(device *d, fusions *fused, bool plain) {
   d->norm_forward = plain ? norm_forward<true> : norm_forward<false>;
   d->norm_inference = plain ? norm_inference<true> : norm_inference<false>;
   d->norm_backward = plain ? norm_backward<true> : norm_backward<false>;
+  fused->norm_apply = norm_apply;
+  fused->norm_spread = norm_spread;
 }
 
 } // namespace GPU

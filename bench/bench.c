@@ -9,6 +9,7 @@
 // as if convolution were done directly: Winograd's method can be above the machine's peak. GB/s
 // counts each operand once, as if caches were perfect. The peaks are measured first: multiply-adds in
 // registers, and c = a + b on arrays that fit no cache. "of peak" is the larger of the two shares.
+// On a GPU that cards.h knows, a time below its bound there is an error of measurement, and a failure.
 //
 // Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
 // "eval 3" with the seconds it took, on the clock and of the processors. They are asked in turn, so
@@ -18,6 +19,7 @@
 // machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
 // PyTorch's libraries included.
 #define _GNU_SOURCE // pipe2, wait4
+#include "cards.h"
 #include "cpu/conv.h"
 #include "cpu/microkernel.h"
 #include "network.h"
@@ -36,6 +38,8 @@ enum { BATCH = 128, IMAGES = 1024, ROUNDS = 7 };
 
 static FILE *json;
 static const device *d;
+static const card *gpu; // that is measured; NULL: none, or not in cards.h
+static int below_bound; // operations that seem to have been faster than can be
 
 static double read_clock(clockid_t clock) {
   struct timespec t;
@@ -125,7 +129,7 @@ static void wait_for_device(bench *b) {
 
 // -- What the machine could do ----------------------------------------------------------------------
 
-static double peak_flops; // GFLOP/s, of this machine's processor; 0 for a device that is another
+static double peak_flops; // GFLOP/s, of this machine's processor or GPU; 0 for an unknown GPU
 static double peak_bytes; // GB/s
 
 static void measure_flops(void) {
@@ -220,7 +224,9 @@ static void count_work(const bench *b, operation o, const unit *u, double *flops
     const double y = (double)s->batch * s->out_height * s->out_width * s->out_channels;
     const double filter = (double)s->kernel * s->kernel * s->in_channels;
     if (o <= CONV_NORM_INFERENCE) *flops = 2 * y * filter, *bytes = (x + y) * activation;
-    if (o <= CONV_NORM_INFERENCE) *bytes += filter * s->out_channels * sizeof(real);
+    const double element =
+        d->rounded_weight_bytes && o != CONV_WEIGHT ? d->rounded_weight_bytes : sizeof(real);
+    if (o <= CONV_NORM_INFERENCE) *bytes += filter * s->out_channels * element;
     if (o == CONV_NORM_INFERENCE) *bytes += y * activation;
     if (o == NORM_FORWARD || o == NORM_INFERENCE) *bytes = 3 * y * activation;
     if (o == NORM_BACKWARD) *bytes = 5 * y * activation;
@@ -260,8 +266,10 @@ static void report_operation(bench *b, operation o, unit *u, int times, double *
   const double gflops = 1e-9 * flops / took, gbytes = 1e-9 * bytes / took;
   double share = 0;
   if (peak_flops > 0) share = 100 * fmax(gflops / peak_flops, gbytes / peak_bytes);
-  printf("%-21s %-21s %3d x %8.3f ms %8.0f %8.1f %6.0f %%\n", names[o], shape, times, 1e3 * took,
-         gflops, gbytes, share);
+  const double bound = gpu ? bound_of(gpu, flops, surely_moved(gpu, bytes)) : 0;
+  below_bound += took < bound;
+  printf("%-21s %-21s %3d x %8.3f ms %8.0f %8.1f %6.0f %%%s\n", names[o], shape, times, 1e3 * took,
+         gflops, gbytes, share, took < bound ? "  below the bound: measured wrongly" : "");
   fprintf(json,
           "%s\n    {\"operation\": \"%s\", \"shape\": \"%s\", \"times\": %d, \"ms\": %.4f, "
           "\"gflops\": %.1f, \"gbytes\": %.2f, \"share\": %.1f}",
@@ -443,6 +451,8 @@ int main(int argc, char **argv) {
   if (argc != 4) stop("usage: bench DEVICE PYTHON JSON");
   d = device_by_name(argv[worker ? 2 : 1], &e);
   if (!d) stop(e.text);
+  if (!strcmp(d->name, "cuda") && (gpu = card_of(d->description)))
+    peak_flops = 1e3 * gpu->peak, peak_bytes = gpu->bandwidth;
   if (worker) {
     work(atoi(argv[3]));
     return 0;
@@ -463,5 +473,6 @@ int main(int argc, char **argv) {
   report_operations(16);
   fprintf(json, "  \"end\": true\n}\n");
   if (fclose(json)) stop("cannot write the JSON file");
+  if (below_bound) stop("times below the bound are errors of measurement");
   return 0;
 }

@@ -125,7 +125,7 @@ static void download_activations(real *host, const void *activations, size_t cou
 
 // -- The table ----------------------------------------------------------------------------------------
 
-static void fill(device *d, const char *name, bool plain) {
+static void fill(device *d, fusions *fused, const char *name, bool plain) {
   d->name = name;
   d->activation_bytes = d->rounded_weight_bytes = sizeof(bf16);
   d->asynchronous = true; // the simulator is not, but so the same code runs for both
@@ -136,8 +136,9 @@ static void fill(device *d, const char *name, bool plain) {
   d->upload_activations = upload_activations;
   d->download_activations = download_activations;
   fill_mixup(d, plain);
-  fill_conv(d, plain);
-  fill_resnet18(d, plain);
+  fill_conv(d, fused, plain);
+  fill_resnet18(d, fused, plain);
+  d->fused = plain ? NULL : fused;
   fill_head(d, plain);
   fill_smoothing(d, plain);
   fill_sgd(d, plain);
@@ -149,6 +150,7 @@ static void fill(device *d, const char *name, bool plain) {
 
 const device *cuda_device(bool plain, error *e) {
   static device d;
+  static fusions fused;
   static char description[400];
   cudaDeviceProp gpu;
   int count;
@@ -159,8 +161,11 @@ const device *cuda_device(bool plain, error *e) {
   }
   cuda::check_cuda(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
   const bool tensor_cores = gpu.major >= 8; // older ones cannot multiply bf16
-  cuda::fill(&d, plain ? "cuda-plain" : "cuda", plain);
-  if (!tensor_cores) cuda::fill_conv(&d, true);
+  cuda::fill(&d, &fused, plain ? "cuda-plain" : "cuda", plain);
+  if (!tensor_cores) {
+    cuda::fill_conv(&d, &fused, true);
+    d.fused = NULL;
+  }
   d.free_bytes = cuda::free_bytes;
   snprintf(description, sizeof description, "%s, compute capability %d.%d, %s kernels", gpu.name,
            gpu.major, gpu.minor,
@@ -175,8 +180,9 @@ const device *cuda_device(bool plain, error *e) {
 
 const device *simt_device(bool plain) {
   static device table[2];
+  static fusions fused;
   device *d = &table[plain];
-  simt::fill(d, plain ? "simt-plain" : "simt", plain);
+  simt::fill(d, &fused, plain ? "simt-plain" : "simt", plain);
   d->description =
       plain ? "the plain CUDA kernels, simulated: slow" : "the CUDA kernels, simulated: slow";
   return d;

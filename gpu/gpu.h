@@ -74,8 +74,8 @@ namespace GPU {
 
 // What each .cu file puts into the table: its plain kernels, or those that training uses.
 void fill_mixup(device *d, bool plain);
-void fill_conv(device *d, bool plain);
-void fill_resnet18(device *d, bool plain);
+void fill_conv(device *d, fusions *fused, bool plain);
+void fill_resnet18(device *d, fusions *fused, bool plain);
 void fill_head(device *d, bool plain);
 void fill_smoothing(device *d, bool plain);
 void fill_sgd(device *d, bool plain);

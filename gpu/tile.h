@@ -358,40 +358,6 @@ static __device__ void store_staged(bf16 *staged, int columns, bool aligned,
   }
 }
 
-// The sums of a staged tile's columns, and of their squares. A thread adds up two columns in a
-// slice of the rows; then one thread for each sum adds up the slices', in order, and calls store(0
-// or 1: squares, column, sum). slices: shared memory behind the staged tile.
-//
-// Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
-// bits. Where the mean of a channel is large beside its deviation, which is where much cancels
-// later, its z have the same exponent or two neighbouring ones. So each z z has 16 bits, at most
-// two places apart, and 128 of them add up to 16 + 7 + 2 = 25 bits, one more than a float holds.
-// Where the exponents differ by more, little cancels. The tiles' sums are added in double.
-template <typename tile, typename function>
-static __device__ void sum_columns(bf16 *staged, float *slices, const function &store) {
-  enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };
-  const int slice = threadIdx.x / (COLUMNS / 2), column = threadIdx.x % (COLUMNS / 2) * 2;
-  float sum[2] = {0, 0}, square[2] = {0, 0};
-  for (int row = slice * ROWS; row < (slice + 1) * ROWS; row++) {
-    const uint32_t pair = *(const uint32_t *)staged_at<tile>(staged, row, column);
-    const float first = first_of(pair), second = second_of(pair);
-    sum[0] += first;
-    sum[1] += second;
-    square[0] += first * first;
-    square[1] += second * second;
-  }
-  for (int i = 0; i < 2; i++) { // slices: [SLICES][2][COLUMNS]
-    slices[(slice * 2 + 0) * COLUMNS + column + i] = sum[i];
-    slices[(slice * 2 + 1) * COLUMNS + column + i] = square[i];
-  }
-  __syncthreads();
-  const int which = threadIdx.x / COLUMNS, n = threadIdx.x % COLUMNS;
-  if (which > 1) return;
-  float total = 0;
-  for (int i = 0; i < SLICES; i++) total += slices[(i * 2 + which) * COLUMNS + n];
-  store(which, n, total);
-}
-
 } // namespace GPU
 
 #endif

@@ -61,7 +61,12 @@ const char *simt_name_of(site where);
 
 // Notes an access of the current thread: `bytes` at `address`, 0 bytes if it is not to be counted.
 // Returns the number of its place, from which simt_site_of finds the site again.
-int simt_count_access(site where, bool shared, int bytes, const uint8_t *address);
+int simt_count_access(site where, bool shared, bool write, int bytes, const uint8_t *address);
 site simt_site_of(int place);
+
+// Costing a launch (simt_on_launch): a lane's mma; and run(first, end), blocks with blockIdx.x in
+// first .. end - 1, on a share of all the columns.
+void simt_count_mma();
+void simt_cost_launch(unsigned columns, void (*run)(unsigned first, unsigned end));
 
 #endif

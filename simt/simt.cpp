@@ -95,6 +95,16 @@ static void run_block() {
   while (pass_barrier());
 }
 
+// The blocks of the grid with first <= blockIdx.x < end.
+static void run_columns(unsigned first, unsigned end) {
+  for (unsigned z = 0; z < gridDim.z; z++)
+    for (unsigned y = 0; y < gridDim.y; y++)
+      for (unsigned x = first; x < end; x++) {
+        blockIdx = {x, y, z};
+        run_block();
+      }
+}
+
 void simt_run(const char *kernel, launch_shape s, void (*run)(void *), void *argument) {
   const size_t threads = (size_t)s.block.x * s.block.y * s.block.z;
   simt_now.kernel = kernel;
@@ -108,12 +118,10 @@ void simt_run(const char *kernel, launch_shape s, void (*run)(void *), void *arg
     simt_report("cannot be launched: %u x %u x %u blocks of %zu threads", s.grid.x, s.grid.y,
                 s.grid.z, threads);
   simt_memory_opens(s.shared_bytes);
-  for (unsigned z = 0; z < s.grid.z; z++)
-    for (unsigned y = 0; y < s.grid.y; y++)
-      for (unsigned x = 0; x < s.grid.x; x++) {
-        blockIdx = {x, y, z};
-        run_block();
-      }
+  if (simt_on_launch)
+    simt_cost_launch(s.grid.x, run_columns);
+  else
+    run_columns(0, s.grid.x);
   simt_now.thread = NULL;
   simt_now.kernel = NULL;
   simt_memory_closes();
@@ -264,12 +272,14 @@ template <bool transposed> static void load_rows(void *data[WARP]) {
 void load_matrices(uint32_t to[4], const void *row, site where) {
   matrices request = {to, row};
   simt_watch_ldmatrix(row, where);
+  if (simt_on_launch) return (void)memset(to, 0, 16);
   simt_together("ldmatrix", 0xffffffff, &request, load_rows<false>, where);
 }
 
 void load_matrices_transposed(uint32_t to[4], const void *row, site where) {
   matrices request = {to, row};
   simt_watch_ldmatrix(row, where);
+  if (simt_on_launch) return (void)memset(to, 0, 16);
   simt_together("ldmatrix", 0xffffffff, &request, load_rows<true>, where);
 }
 
@@ -302,6 +312,7 @@ static void multiply(void *data[WARP]) {
 
 void mma_16x8x16(float c[4], const uint32_t a[4], const uint32_t b[2], site where) {
   product request = {c, a, b};
+  if (simt_on_launch) return simt_count_mma();
   simt_together("mma", 0xffffffff, &request, multiply, where);
 }
 

@@ -173,6 +173,18 @@ struct simt_cost {
 simt_cost simt_count(const char *kernel, bool shared);
 extern uint64_t simt_products; // mma instructions so far, one for the 32 lanes of a warp
 
+// What one launch costs, for bench/cost.cpp. While simt_on_launch is set, addresses count and
+// values do not: only a share of the blocks runs, without races being looked for, and the tensor
+// cores compute nothing. cost.cpp says how the rest is found.
+struct simt_launch {
+  const char *kernel;
+  double mma;           // products of 16 x 8 x 16
+  double read, written; // sectors of global memory, each once
+  double requested;     // sectors, each as often as a warp asks for it
+  double turns, least;  // of shared memory, and the least possible: simt_cost's parts and ideal
+};
+extern void (*simt_on_launch)(const simt_launch *);
+
 #ifdef __SANITIZE_THREAD__ // g++ tells the watcher about assignments, but not about these
 void *simt_bytes(const void *address, size_t bytes, bool write);
 #define memcpy(to, from, n) memcpy(simt_bytes(to, n, true), simt_bytes(from, n, false), n)

@@ -292,7 +292,8 @@ static history *watch(const void *address, size_t bytes, deed kind, site where,
   if (aligned && (uintptr_t)a % bytes)
     simt_report("misaligned: %zu bytes %s at %s", bytes, did[kind], simt_name_of(where));
   history *h = p->past + (a - p->start);
-  const int place = simt_count_access(where, p->shared, aligned ? bytes : 0, a);
+  const int place = simt_count_access(where, p->shared, kind != READ, aligned ? bytes : 0, a);
+  if (simt_on_launch) return NULL;
   for (size_t i = 0; i < bytes; i++) touch(h + i, place);
   return h;
 }
@@ -340,12 +341,12 @@ void simt_watch_copy_begins(const simt_copy *copy, site where) {
   if (!watching) return;
   if (copy->from) watch(copy->from, 16, READ, where);
   history *h = watch(copy->to, 16, WRITE, where);
-  for (int i = 0; i < 16; i++) h[i].in_flight = true;
+  for (int i = 0; h && i < 16; i++) h[i].in_flight = true;
 }
 
 void simt_watch_copy_lands(const simt_copy *copy) {
   const piece *p = piece_of(copy->to);
-  for (int i = 0; watching && i < 16; i++) {
+  for (int i = 0; watching && !simt_on_launch && i < 16; i++) {
     history *h = p->past + (copy->to - p->start) + i;
     h->in_flight = false;
     h->write = now[simt_now.thread->number];

@@ -44,7 +44,7 @@ typedef struct test_case {
     bool option, with_sums, accumulate, with_residual, with_dlogits, with_momentum;
   };
   union {
-    bool relu, smoothed, usual_decay;
+    bool relu, smoothed, usual_decay, y_given;
   };
   union {
     int alias, lambda; // norm_backward: which arrays are one; make_step's numbers
@@ -54,7 +54,7 @@ typedef struct test_case {
 
 // -- The table ------------------------------------------------------------------------------------
 
-enum { MAX_CASES = 600, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
+enum { MAX_CASES = 1200, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
 
 typedef struct {
   const char *operation, *device;

@@ -43,6 +43,7 @@
 #include "kernels.h"
 
 #include "kernels_conv.h"
+#include "kernels_fused.h"
 #include "kernels_resnet18.h"
 #include "kernels_step.h"
 #include <omp.h>
@@ -95,6 +96,22 @@ static void set_conv(test_case *c, conv_shape s, bool option, extent size) {
   c->size = size;
 }
 
+// The same options: without and with a residual, or what is added to.
+static void add_fused_convs(conv_shape s, const char *shape, int options, extent size) {
+  for (int option = 0; option <= 1; option++) {
+    if (!(options >> option & 1)) continue;
+    test_case *c = add_case("conv_norm_inference", test_conv_norm_inference, "%s%s", shape,
+                            option ? ", residual, ReLU" : "");
+    set_conv(c, s, option, size);
+    c->relu = option;
+    c = add_case("conv_backward_masked", test_conv_backward_masked, "%s%s", shape,
+                 option ? ", added, y" : "");
+    set_conv(c, s, option, size);
+    c->y_given = option;
+  }
+  set_conv(add_case("conv_statistics", test_conv_statistics, "%s", shape), s, false, size);
+}
+
 // options: 1, without sums and not accumulating; 2, with; 3, both.
 static void add_conv(conv_shape s, int options, extent size) {
   char shape[40];
@@ -110,6 +127,7 @@ static void add_conv(conv_shape s, int options, extent size) {
   }
   set_conv(add_case("conv_backward_weight", test_conv_backward_weight, "%s", shape), s, false,
            size);
+  if (size != LARGEST) add_fused_convs(s, shape, options, size);
 }
 
 static void add_network_convs(int width, int batch, int options, extent size) {
@@ -153,11 +171,18 @@ static void add_norm(int pixels, int channels, extent size) {
     c->norm = s, c->with_residual = residual, c->relu = relu, c->size = size;
     c = add_case("norm_inference", test_norm_inference, "%d x %d%s", pixels, channels, what);
     c->norm = s, c->with_residual = residual, c->relu = relu, c->size = size;
+    c = add_case("norm_apply", test_norm_apply, "%d x %d%s", pixels, channels, what);
+    c->norm = s, c->with_residual = residual, c->relu = relu, c->size = size;
   }
   for (int i = 0; i < 2 * ALIASES; i++) {
     test_case *c = add_case("norm_backward", test_norm_backward, "%d x %d%s%s", pixels, channels,
                             i & 1 ? ", ReLU" : "", alias_names[i / 2]);
     c->norm = s, c->relu = i & 1, c->alias = i / 2, c->size = size;
+  }
+  for (int alias = NO_RESIDUAL; alias <= DX_IS_DY; alias++) {
+    test_case *c = add_case("norm_spread", test_norm_spread, "%d x %d%s", pixels, channels,
+                            alias_names[alias]);
+    c->norm = s, c->alias = alias, c->size = size;
   }
 }
 

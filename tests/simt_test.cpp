@@ -3,7 +3,7 @@
 // Each broken kernel of simt_broken.h runs in a child process, forward and with warps and lanes
 // reversed, and must end with one line that names the mistake, the kernel, and the lines that are
 // marked in it. The kernels of simt_legal.h must pass. Then ldmatrix, mma and shuffles against the
-// manuals' formulas, and counts of bank conflicts and sectors. This file is compiled as watched
+// manuals' formulas, and counts of bank conflicts and sectors, of single requests and of a launch. This file is compiled as watched
 // kernels are, by g++ with -fsanitize=thread: the simulator itself is not.
 #include "check.h"
 #include "simt_broken.h"
@@ -181,6 +181,41 @@ static void check_costs() {
   simt_counting = false;
 }
 
+// -- A launch's cost ------------------------------------------------------------------------------
+//
+// Of 130 blocks, four run, and the others are taken to be like the third and fourth. A block of 32
+// threads multiplies once, reads 32 floats that all blocks read (4 sectors) and 32 of its own (4),
+// writes 32 bytes of shared memory, and two of each four floats of its own: 16 sectors, twice.
+
+static simt_launch counted_launch;
+
+static __global__ void cost_a_launch(const float *shared_by_all, const float *own, float *out) {
+  DYNAMIC_SHARED(s);
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  float c[4] = {};
+  uint32_t a[4] = {}, b[2] = {};
+  mma_16x8x16(c, a, b);
+  s[threadIdx.x] = 1;
+  const float sum = shared_by_all[threadIdx.x] + own[i] + c[0];
+  out[4 * i] = sum;
+  out[4 * i + 1] = sum;
+}
+
+static void check_launch() {
+  enum { BLOCKS = 130 };
+  float *all = (float *)filled(128), *own = (float *)filled(BLOCKS * 128);
+  float *to = (float *)filled(BLOCKS * 512);
+  simt_on_launch = [](const simt_launch *c) { counted_launch = *c; };
+  run(cost_a_launch, {BLOCKS, 32, 32}, all, own, to);
+  simt_on_launch = NULL;
+  const simt_launch &c = counted_launch;
+  check(c.mma == BLOCKS, "a launch: a product for each block (%g)", c.mma);
+  check(c.read == 4 + 4 * BLOCKS, "sectors that all blocks read count once (%g)", c.read);
+  check(c.written == 16 * BLOCKS, "sectors written twice count once (%g)", c.written);
+  check(c.requested == (4 + 4 + 2 * 16) * BLOCKS, "and each time as asked for (%g)", c.requested);
+  check(c.turns == BLOCKS && c.least == BLOCKS, "a turn of shared memory (%g)", c.turns);
+}
+
 // -- ldmatrix and mma against the manual's formulas -----------------------------------------------
 
 static uint32_t state = 1; // of a linear congruential generator
@@ -312,5 +347,6 @@ int main() {
   check_poison();
   check_order();
   check_costs();
+  check_launch();
   return check_summary();
 }

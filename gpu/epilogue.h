@@ -1,0 +1,196 @@
+// gpu/epilogue.h - what a convolution's kernel does with its result before it is stored: the
+// *epilogue*.
+//
+// A tile of the result is in registers, as floats, when the products are done. Whatever else a layer
+// wants of these numbers is nearly free now; later it would cost a walk through memory each. So
+// there are five ways to end, and the operations of device.h that choose between them:
+//
+//     store                                     conv_forward, conv_backward_input
+//     add to what is there                      conv_backward_input with accumulate
+//     store, and add up z and z z               conv_forward with sums, conv_statistics
+//     normalise, add the residual, ReLU         conv_norm_inference
+//     mask with ReLU below, store, and
+//     add up g and g (z - mean)                 conv_backward_masked
+//
+// Checked by `make check`, through conv.cu's kernels.
+#ifndef GPU_EPILOGUE_H
+#define GPU_EPILOGUE_H
+
+#include "gpu/norm.h"
+#include "gpu/tile.h"
+
+namespace GPU {
+
+typedef struct {
+  bf16 *to; // [pixels][channels], the result
+  int channels;
+  bool accumulate; // to += instead of to =
+  float *partials; // [tiles][2][channels] sums of the tiles' columns, or NULL
+  // Of a normalisation: evaluation's, or, where z is given, that of the layer below, whose output's
+  // gradient this is.
+  normal norm;
+  bool relu;
+  const bf16 *residual; // evaluation; may be NULL
+  const bf16 *z, *y;    // below: the convolution's output; and the block's, NULL: no residual there
+} epilogue;
+
+// Two neighbours; both: the second is there, too.
+static inline __device__ uint32_t load_pair(const bf16 *from, bool aligned, bool both) {
+  if (aligned) return *(const uint32_t *)from;
+  return from[0].bits | (both ? (uint32_t)from[1].bits << 16 : 0);
+}
+
+// The warps' sums, as bf16, to the staged tile in shared memory. offset(row): of the row's first
+// channel in `to`, or negative where there is none. of: evaluation's [COLUMNS], or NULL.
+template <typename tile, typename function>
+static __device__ void stage_tile(const tile *t, bf16 *staged, const epilogue &e, int first_column,
+                                  const channel_normal *of, const function &offset) {
+  const bool aligned = e.channels % EIGHT == 0;
+  for_each_pair(t, [&](int row, int column, float first, float second) {
+    const int n = first_column + column;
+    const bf16 *add = e.accumulate ? e.to : of ? e.residual : NULL;
+    const ptrdiff_t at = n < e.channels ? offset(row) : -1;
+    uint32_t old = 0;
+    if (add && at >= 0) old = load_pair(add + at + n, aligned, n + 1 < e.channels);
+    if (of) {
+      first = normalised(of[column], first);
+      second = normalised(of[column + 1], second);
+    }
+    first += first_of(old);
+    second += second_of(old);
+    if (of && e.relu) {
+      first = relu_of(first);
+      second = relu_of(second);
+    }
+    *(uint32_t *)staged_at<tile>(staged, row, column) = to_pair(first, second);
+  });
+}
+
+// -- Sums over a tile's columns -------------------------------------------------------------------
+
+// Two terms for each of two neighbouring columns.
+typedef struct {
+  float first[2], second[2]; // [term]
+} two_terms;
+
+// The sums of two terms over each column of a staged tile. terms(row, column) returns those of a
+// pair. A thread adds up two columns in a slice of the rows; then one thread for each sum adds up
+// the slices', in order, and calls store(term, column, sum). slices: shared memory behind the staged
+// tile.
+//
+// Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
+// bits. Where the mean of a channel is large beside its deviation, which is where much cancels
+// later, its z have the same exponent or two neighbouring ones. So each z z has 16 bits, at most
+// two places apart, and 128 of them add up to 16 + 7 + 2 = 25 bits, one more than a float holds.
+// Where the exponents differ by more, little cancels. The tiles' sums are added in double.
+template <typename tile, typename function, typename result>
+static __device__ void sum_columns(float *slices, const function &terms, const result &store) {
+  enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };
+  const int slice = threadIdx.x / (COLUMNS / 2), column = threadIdx.x % (COLUMNS / 2) * 2;
+  two_terms sum = {{0, 0}, {0, 0}};
+  for (int row = slice * ROWS; row < (slice + 1) * ROWS; row++) {
+    const two_terms add = terms(row, column);
+    for (int i = 0; i < 2; i++) {
+      sum.first[i] += add.first[i];
+      sum.second[i] += add.second[i];
+    }
+  }
+  for (int i = 0; i < 2; i++) { // slices: [SLICES][2][COLUMNS]
+    slices[(slice * 2 + i) * COLUMNS + column] = sum.first[i];
+    slices[(slice * 2 + i) * COLUMNS + column + 1] = sum.second[i];
+  }
+  __syncthreads();
+  const int which = threadIdx.x / COLUMNS, n = threadIdx.x % COLUMNS;
+  if (which > 1) return;
+  float total = 0;
+  for (int i = 0; i < SLICES; i++) total += slices[(i * 2 + which) * COLUMNS + n];
+  store(which, n, total);
+}
+
+// g = dy where the layer below's output is above zero, else 0. Its output is y, or, where no
+// residual was added to it, follows from z and need not be read.
+static __device__ float masked(float dy, const channel_normal &n, float z, bool has_y, float y) {
+  return (has_y ? y : normalised(n, z)) <= 0 ? 0 : dy;
+}
+
+// Terms of the staged result itself: z and z z. Rows beyond the last pixel are zeroes.
+static __device__ two_terms squares_of(uint32_t pair) {
+  const float first = first_of(pair), second = second_of(pair);
+  return {{first, first * first}, {second, second * second}};
+}
+
+// dy in the staged tile becomes g; returns g and g (z - mean). at: the pair's place in z and y.
+static __device__ two_terms mask_pair(uint32_t *staged, const epilogue &e, ptrdiff_t at,
+                                      const channel_normal *of, bool both) {
+  const bool aligned = e.channels % EIGHT == 0;
+  const uint32_t dy = *staged, z = load_pair(e.z + at, aligned, both);
+  const uint32_t y = e.y ? load_pair(e.y + at, aligned, both) : 0;
+  const float first = masked(first_of(dy), of[0], first_of(z), e.y, first_of(y));
+  const float second = masked(second_of(dy), of[1], second_of(z), e.y, second_of(y));
+  *staged = to_pair(first, second);
+  return {{first, first * (first_of(z) - of[0].mean)},
+          {second, second * (second_of(z) - of[1].mean)}};
+}
+
+// tile_number: which of the partial sums are this tile's.
+template <typename tile, typename function>
+static __device__ void sum_tile(bf16 *staged, const epilogue &e, int first_column, int tile_number,
+                                const function &offset) {
+  float *slices = (float *)staged_at<tile>(staged, tile::ROWS, 0);
+  const int n = first_column + threadIdx.x % (tile::COLUMNS / 2) * 2; // this thread's two columns
+  const bool both = n + 1 < e.channels;
+  channel_normal of[2] = {};
+  if (e.z && n < e.channels) of[0] = normal_of(e.norm, n);
+  if (e.z && both) of[1] = normal_of(e.norm, n + 1);
+  sum_columns<tile>(
+      slices,
+      [&](int row, int column) -> two_terms {
+        uint32_t *pair = (uint32_t *)staged_at<tile>(staged, row, column);
+        if (!e.z) return squares_of(*pair);
+        const ptrdiff_t at = n < e.channels ? offset(row) : -1;
+        if (at < 0) return {};
+        return mask_pair(pair, e, at + n, of, both);
+      },
+      [&](int which, int column, float sum) {
+        const int c = first_column + column;
+        if (c < e.channels) e.partials[((size_t)tile_number * 2 + which) * e.channels + c] = sum;
+      });
+}
+
+// -- All of it ------------------------------------------------------------------------------------
+
+// The result, from registers to memory.
+template <typename tile, typename function>
+static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &e, int first_column,
+                                   int tile_number, const function &offset) {
+  channel_normal *of = NULL;
+  if (e.norm.variance) { // behind the staged tile
+    of = (channel_normal *)staged_at<tile>(shared, tile::ROWS, 0);
+    const int n = first_column + threadIdx.x;
+    if (threadIdx.x < tile::COLUMNS)
+      of[threadIdx.x] = n < e.channels ? normal_of(e.norm, n) : channel_normal();
+    __syncthreads();
+  }
+  stage_tile(t, shared, e, first_column, of, offset);
+  __syncthreads();
+  if (e.partials) {
+    sum_tile<tile>(shared, e, first_column, tile_number, offset);
+    __syncthreads(); // the mask is in the staged tile, too
+  }
+  store_staged<tile>(shared, e.channels - first_column, e.channels % EIGHT == 0, [&](int row) {
+    const ptrdiff_t at = offset(row);
+    return at < 0 ? NULL : e.to + at + first_column;
+  });
+}
+
+// A tile without a pixel: its sums are zero.
+static __device__ void finish_empty_tile(const epilogue &e, int first_column, int columns,
+                                         int tile_number) {
+  const int which = threadIdx.x / columns, c = first_column + threadIdx.x % columns;
+  if (e.partials && which < 2 && c < e.channels)
+    e.partials[((size_t)tile_number * 2 + which) * e.channels + c] = 0;
+}
+
+} // namespace GPU
+
+#endif

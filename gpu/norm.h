@@ -1,0 +1,117 @@
+// gpu/norm.h - batch normalisation's arithmetic for one channel, which resnet18.cu applies to what
+// lies in memory and a convolution to what it holds in registers; and the end of every sum that
+// batch normalisation needs.
+//
+//     y = act((z - mean) scale + beta + residual)         scale = gamma inverse_std
+//
+// scale and beta stay floats. Rounded to bf16, an error of 2^-9 in scale would be the same for all
+// pixels of a channel, and would not average out as the errors of single activations do.
+#ifndef GPU_NORM_H
+#define GPU_NORM_H
+
+#include "gpu/gpu.h"
+#include "gpu/sums.h"
+
+#include <math.h>
+
+namespace GPU {
+
+// What channels are normalised with; passed to the kernels by value. Each array: [channels]
+typedef struct {
+  const float *gamma, *beta, *mean;
+  const float *inverse_std; // training; NULL: computed from variance
+  const float *variance;    // evaluation; else NULL
+} normal;
+
+static inline normal training_normal(const norm_arrays *n) {
+  return {n->gamma, n->beta, n->mean, n->inverse_std, NULL};
+}
+
+static inline __device__ float inverse_std_from(float variance) {
+  return 1 / sqrtf(variance + (float)NORM_EPSILON);
+}
+
+// Written this way round, a NaN stays a NaN and is noticed: no comparison with one is true.
+static inline __device__ float relu_of(float value) {
+  return value < 0 ? 0 : value;
+}
+
+typedef struct {
+  float mean, scale, beta;
+} channel_normal;
+
+static inline __device__ channel_normal normal_of(const normal &of, int c) {
+  const float inverse_std = of.inverse_std ? of.inverse_std[c] : inverse_std_from(of.variance[c]);
+  return {of.mean[c], of.gamma[c] * inverse_std, of.beta[c]};
+}
+
+static inline __device__ float normalised(const channel_normal &n, float z) {
+  return (z - n.mean) * n.scale + n.beta;
+}
+
+// -- The ends of sums -----------------------------------------------------------------------------
+
+// A channel's mean, inverse_std and running statistics, from its sums of z and z z.
+//
+// The finished sums are doubles, because variance = sum of squares / n - mean^2 subtracts two
+// numbers that may be nearly equal. Where the mean is 100 times the standard deviation, both are
+// 10^4 times their difference. Each is off by its rounding, 2^-24 = 6e-8 of itself in float, so the
+// difference would be off by 6e-4 of itself, more with each rounding in a sum of 131,072 numbers.
+// In double, a rounding is 2^-53 = 1e-16, and as many digits may cancel without harm. (Within a
+// tile the fast convolution adds in float; gpu/epilogue.h says why that is safe.)
+static inline __device__ void find_statistics(const norm_arrays &of, int c, int pixels, double sum,
+                                              double sum_of_squares) {
+  const double n = pixels, mean = sum / n;
+  const double difference = sum_of_squares / n - mean * mean;
+  const double variance = difference < 0 ? 0 : difference; // by rounding; fmax would lose a NaN
+  of.mean[c] = (float)mean;
+  of.inverse_std[c] = (float)(1 / sqrt(variance + NORM_EPSILON));
+  of.running_mean[c] = (float)((1 - NEW_BATCH_SHARE) * of.running_mean[c] + NEW_BATCH_SHARE * mean);
+  of.running_var[c] =
+      (float)((1 - NEW_BATCH_SHARE) * of.running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
+}
+
+// What becomes of two sums for each channel, the first of three that is given.
+typedef struct {
+  double *sums;          // [2][channels]: they are stored
+  float *dgamma, *dbeta; // the first is dbeta; the second, times inverse_std, is dgamma
+  const float *inverse_std;
+  norm_arrays norm; // of `pixels` pixels: sums of z and z z become its statistics
+  int pixels;
+} use_of_sums;
+
+enum { SUM_ROWS = 32, SUM_CHANNELS = 32 };
+
+// Adds up partials[part][2][channels] of all parts, in order.
+template <typename partial>
+static __global__ void __launch_bounds__(SUM_ROWS *SUM_CHANNELS)
+    add_partials(const partial *partials, int parts, int channels, use_of_sums use) {
+  const int c = blockIdx.x * SUM_CHANNELS + threadIdx.x, columns = 2 * channels;
+  const bool inside = c < channels;
+  const double first = sum_of_partials<double, SUM_ROWS, SUM_CHANNELS>(partials, parts, columns,
+                                                                       inside ? c : columns);
+  __syncthreads(); // the first sum's shared memory serves for the second
+  const double second = sum_of_partials<double, SUM_ROWS, SUM_CHANNELS>(
+      partials, parts, columns, inside ? channels + c : columns);
+  if (threadIdx.y > 0 || !inside) return;
+  if (use.sums) {
+    use.sums[c] = first;
+    use.sums[channels + c] = second;
+  } else if (use.dgamma) {
+    use.dbeta[c] = (float)first;
+    use.dgamma[c] = (float)(second * use.inverse_std[c]);
+  } else {
+    find_statistics(use.norm, c, use.pixels, first, second);
+  }
+}
+
+template <typename partial>
+static void launch_add_partials(const partial *partials, int parts, int channels,
+                                const use_of_sums &use) {
+  launch("add_partials", add_partials<partial>, shape_of_sums<SUM_ROWS, SUM_CHANNELS>(channels),
+         partials, parts, channels, use);
+}
+
+} // namespace GPU
+
+#endif

@@ -1,0 +1,297 @@
+// kernels_fused.h - the cases of device.h's fusions for kernels_test.c: each against the reference's
+// operations that it replaces, one after another.
+//
+// What a fusion adds up, it adds up from the bf16 numbers that it stores; so sums are held against
+// those numbers, in double, as the plain sums are.
+#ifndef KERNELS_FUSED_H
+#define KERNELS_FUSED_H
+
+#include "kernels_conv.h"
+#include "kernels_resnet18.h"
+
+// A batch normalisation's arrays on the host; gamma of either sign.
+typedef struct {
+  real *gamma, *beta, *running_mean, *running_var, *mean, *inverse_std;
+} host_norm;
+
+static host_norm draw_host_norm(size_t channels) {
+  return (host_norm){.gamma = normals(channels, 0, 1),
+                     .beta = normals(channels, 0, 0.5),
+                     .running_mean = normals(channels, 0, 1),
+                     .running_var = squares(normals(channels, 1, 0.3), channels),
+                     .mean = normals(channels, 0, 1),
+                     .inverse_std = squares(normals(channels, 1, 0.2), channels)};
+}
+
+static size_t pixels_of_output(const conv_shape *s) {
+  return (size_t)s->batch * s->out_height * s->out_width;
+}
+
+static norm_arrays arrays_at_work(void) {
+  return (norm_arrays){.gamma = gammas->data,
+                       .beta = betas->data,
+                       .running_mean = running_mean->data,
+                       .running_var = running_var->data,
+                       .mean = mean->data,
+                       .inverse_std = inverse_std->data};
+}
+
+// statistics: mean and inverse_std are what the operation has to find.
+static void put_norm(const device *d, const host_norm *h, size_t channels, bool statistics) {
+  gammas = input(d, REALS, h->gamma, channels);
+  betas = input(d, REALS, h->beta, channels);
+  running_mean = changed(d, REALS, h->running_mean, channels);
+  running_var = changed(d, REALS, h->running_var, channels);
+  mean = statistics ? output(d, REALS, channels) : input(d, REALS, h->mean, channels);
+  inverse_std = statistics ? output(d, REALS, channels) : input(d, REALS, h->inverse_std, channels);
+}
+
+// -- conv_norm_inference --------------------------------------------------------------------------
+
+static void launch_conv_norm_inference(const test_case *c, const device *d) {
+  d->conv_norm_inference(&c->conv, y->data, x->data, w->data, gammas->data, betas->data,
+                         c->with_residual ? residual->data : NULL, c->relu, running_mean->data,
+                         running_var->data);
+}
+
+// The convolution's slack, multiplied by gamma inverse_std, and the norm's.
+static void test_conv_norm_inference(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const size_t channels = (size_t)s->out_channels;
+  const norm_shape shape = {(int)pixels_of_output(s), s->out_channels};
+  const conv_inputs in = draw_conv(s);
+  const host_norm h = draw_host_norm(channels);
+  norm_inputs n = {.count = in.out, .residual = in.dy, .gamma = h.gamma, .beta = h.beta};
+  real *r_squared = poison(in.out), *expected = poison(in.out), *inverse = poison(channels);
+  n.x = poison(in.out);
+  reference_conv_forward(s, n.x, in.x, in.w, NULL);
+  cpu_conv_forward(s, r_squared, squares(in.x, in.in), squares(in.w, in.filters), NULL);
+  reference_norm_inference(&shape, expected, n.x, h.gamma, h.beta, c->with_residual ? in.dy : NULL,
+                           c->relu, h.running_mean, h.running_var);
+  for (size_t k = 0; k < channels; k++)
+    inverse[k] = (real)(1 / sqrt(h.running_var[k] + NORM_EPSILON));
+  const double *of_z = conv_slack(in.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  double *slack = norm_slack(&shape, &n, h.running_mean, inverse, c->with_residual);
+  for (size_t i = 0; i < in.out; i++)
+    slack[i] += of_z[i] * fabs((double)h.gamma[i % channels]) * inverse[i % channels];
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->conv_norm_inference) continue;
+    x = input(d, ACTIVATIONS, in.x, in.in);
+    w = input(d, WEIGHTS, in.w, in.filters);
+    y = output(d, ACTIVATIONS, in.out);
+    residual = input(d, ACTIVATIONS, in.dy, in.out);
+    put_norm(d, &h, channels, false);
+    run(c, d, launch_conv_norm_inference);
+    compare(c, y, "", expected, slack);
+    free_arrays();
+  }
+}
+
+// -- conv_statistics and norm_apply ---------------------------------------------------------------
+
+static void launch_conv_statistics(const test_case *c, const device *d) {
+  const norm_arrays n = arrays_at_work();
+  d->fused->conv_statistics(&c->conv, y->data, x->data, w->data, &n);
+}
+
+// Of the z in y->values. With sums wrong by 256 x 2^-24 (compare_sums), the mean is wrong by that
+// times the mean of |z|, and the variance by that times the mean of z z, and by twice |mean| times
+// the mean's error; half of the variance's relative error is inverse_std's.
+static void compare_statistics(const test_case *c, const host_norm *h) {
+  const size_t channels = (size_t)c->conv.out_channels;
+  const double n = (double)(y->count / channels);
+  real *expected[4];
+  double *slack[4];
+  for (int i = 0; i < 4; i++) expected[i] = poison(channels), slack[i] = constant(channels, 0);
+  for (size_t k = 0; k < channels; k++) {
+    double sum = 0, magnitude = 0, squared = 0;
+    for (size_t i = k; i < y->count; i += channels) {
+      sum += y->values[i];
+      magnitude += fabs(y->values[i]);
+      squared += (double)y->values[i] * y->values[i];
+    }
+    const double m = sum / n, variance = fmax(0, squared / n - m * m);
+    const double of_mean = 256 * EPSILON * magnitude / n;
+    const double of_variance = 256 * EPSILON * squared / n + 2 * fabs(m) * of_mean;
+    const double inverse = 1 / sqrt(variance + NORM_EPSILON), unbiased = n / (n - 1);
+    expected[0][k] = (real)m, slack[0][k] = of_mean;
+    expected[1][k] = (real)inverse;
+    slack[1][k] = inverse * (of_variance / (variance + NORM_EPSILON) + 4 * EPSILON);
+    expected[2][k] = (real)(0.9 * h->running_mean[k] + 0.1 * m);
+    slack[2][k] = 0.1 * of_mean + 4 * EPSILON * (fabs((double)h->running_mean[k]) + fabs(m));
+    expected[3][k] = (real)(0.9 * h->running_var[k] + 0.1 * variance * unbiased);
+    slack[3][k] = 0.1 * of_variance * unbiased + 4 * EPSILON * (h->running_var[k] + variance);
+  }
+  compare(c, mean, "mean", expected[0], slack[0]);
+  compare(c, inverse_std, "inverse_std", expected[1], slack[1]);
+  compare(c, running_mean, "running_mean", expected[2], slack[2]);
+  if (n > 1) compare(c, running_var, "running_var", expected[3], slack[3]); // else 0 / 0
+}
+
+static void test_conv_statistics(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const conv_inputs in = draw_conv(s);
+  const host_norm h = draw_host_norm((size_t)s->out_channels);
+  real *expected = poison(in.out), *r_squared = poison(in.out);
+  reference_conv_forward(s, expected, in.x, in.w, NULL);
+  cpu_conv_forward(s, r_squared, squares(in.x, in.in), squares(in.w, in.filters), NULL);
+  const double *slack = conv_slack(in.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused) continue;
+    x = input(d, ACTIVATIONS, in.x, in.in);
+    w = input(d, WEIGHTS, in.w, in.filters);
+    y = output(d, ACTIVATIONS, in.out);
+    put_norm(d, &h, (size_t)s->out_channels, true);
+    run(c, d, launch_conv_statistics);
+    compare(c, y, "", expected, slack);
+    compare_statistics(c, &h);
+    free_arrays();
+  }
+}
+
+static void launch_norm_apply(const test_case *c, const device *d) {
+  const norm_arrays n = arrays_at_work();
+  d->fused->norm_apply(&c->norm, y->data, x->data, &n, c->with_residual ? residual->data : NULL,
+                       c->relu);
+}
+
+static void test_norm_apply(const test_case *c, const devices *on) {
+  const norm_inputs n = draw_norm(&c->norm);
+  const size_t channels = (size_t)c->norm.channels;
+  host_norm h = draw_host_norm(channels);
+  real *expected = poison(n.count);
+  reference_norm_forward(&c->norm, expected, n.x, n.sums, n.gamma, n.beta,
+                         c->with_residual ? n.residual : NULL, c->relu, n.mean, n.variance, h.mean,
+                         h.inverse_std);
+  h.gamma = n.gamma, h.beta = n.beta;
+  const double *slack = norm_slack(&c->norm, &n, h.mean, h.inverse_std, c->with_residual);
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused) continue;
+    x = input(d, ACTIVATIONS, n.x, n.count);
+    y = output(d, ACTIVATIONS, n.count);
+    if (c->with_residual) residual = input(d, ACTIVATIONS, n.residual, n.count);
+    put_norm(d, &h, channels, false);
+    run(c, d, launch_norm_apply);
+    compare(c, y, "", expected, slack);
+    free_arrays();
+  }
+}
+
+// -- conv_backward_masked and norm_spread ---------------------------------------------------------
+
+static array *z_below, *y_below;
+
+static void launch_conv_backward_masked(const test_case *c, const device *d) {
+  const norm_arrays n = arrays_at_work();
+  const norm_below below = {.norm = &n,
+                            .z = z_below->data,
+                            .y = c->y_given ? y_below->data : NULL,
+                            .dgamma = dgamma->data,
+                            .dbeta = dbeta->data};
+  d->fused->conv_backward_masked(&c->conv, dx->data, dy->data, w->data, c->accumulate, &below);
+}
+
+// z and y of the layer below, y as it follows from z, or, where it is given, unrelated to it. A z
+// whose normalised value could be on either side of zero, by 16 roundings, is not drawn.
+static void draw_below(const test_case *c, const host_norm *h, size_t count, real *z, real *y_of) {
+  const size_t channels = (size_t)c->conv.in_channels;
+  for (size_t i = 0; i < count; i++) {
+    const size_t k = i % channels;
+    const double scale = (double)h->gamma[k] * h->inverse_std[k];
+    double value, size;
+    do {
+      z[i] = to_nearest_bf16((float)random_normal(&stream));
+      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
+      size =
+          fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k])) + fabs((double)h->beta[k]);
+    } while (fabs(value) <= 16 * EPSILON * size);
+    y_of[i] = to_nearest_bf16((float)fmax(0, c->y_given ? random_normal(&stream) : value));
+  }
+}
+
+// dbeta and dgamma from the g that the device stored.
+static void compare_sums_of_g(const test_case *c, const host_norm *h, const real *z) {
+  const size_t channels = (size_t)c->conv.in_channels;
+  real *sum_g = poison(channels), *sum_g_xhat = poison(channels);
+  double *slack_of_g = constant(channels, 0), *slack_of_g_xhat = constant(channels, 0);
+  const double n = (double)(dx->count / channels);
+  for (size_t k = 0; k < channels; k++) {
+    double sum = 0, product = 0, squared = 0, product_squared = 0;
+    for (size_t i = k; i < dx->count; i += channels) {
+      const double g = dx->values[i], p = g * (z[i] - (double)h->mean[k]) * h->inverse_std[k];
+      sum += g, product += p;
+      squared += g * g, product_squared += p * p;
+      slack_of_g_xhat[k] += 4 * EPSILON * fabs(p); // the term's own roundings
+    }
+    sum_g[k] = (real)sum, sum_g_xhat[k] = (real)product;
+    slack_of_g[k] = sum_slack(n, squared);
+    slack_of_g_xhat[k] += sum_slack(n, product_squared);
+  }
+  compare(c, dbeta, "dbeta", sum_g, slack_of_g);
+  compare(c, dgamma, "dgamma", sum_g_xhat, slack_of_g_xhat);
+}
+
+static void test_conv_backward_masked(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const size_t channels = (size_t)s->in_channels;
+  const conv_inputs n = draw_conv(s);
+  const host_norm h = draw_host_norm(channels);
+  real *expected = take(n.in * sizeof *expected), *r_squared = poison(n.in);
+  real *z = poison(n.in), *y_of = poison(n.in);
+  draw_below(c, &h, n.in, z, y_of);
+  memcpy(expected, n.before, n.in * sizeof *expected);
+  reference_conv_backward_input(s, expected, n.dy, n.w, c->accumulate);
+  cpu_conv_backward_input(s, r_squared, squares(n.dy, n.out), squares(n.w, n.filters), false);
+  double *slack = conv_slack(n.in, r_squared, s->kernel * s->kernel * s->out_channels,
+                             c->accumulate ? n.before : NULL);
+  for (size_t i = 0; i < n.in; i++)
+    if (y_of[i] <= 0) expected[i] = 0, slack[i] = 0;
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused) continue;
+    dy = input(d, ACTIVATIONS, n.dy, n.out);
+    w = input(d, WEIGHTS, n.w, n.filters);
+    dx = c->accumulate ? changed(d, ACTIVATIONS, n.before, n.in) : output(d, ACTIVATIONS, n.in);
+    z_below = input(d, ACTIVATIONS, z, n.in);
+    y_below = input(d, ACTIVATIONS, y_of, n.in);
+    put_norm(d, &h, channels, false);
+    dgamma = output(d, REALS, channels);
+    dbeta = output(d, REALS, channels);
+    run(c, d, launch_conv_backward_masked);
+    compare(c, dx, "g", expected, slack);
+    compare_sums_of_g(c, &h, z);
+    free_arrays();
+  }
+}
+
+static void launch_norm_spread(const test_case *c, const device *d) {
+  const norm_arrays n = arrays_at_work();
+  d->fused->norm_spread(&c->norm, dx->data, dy->data, x->data, dgamma->data, dbeta->data, &n);
+}
+
+static void test_norm_spread(const test_case *c, const devices *on) {
+  const norm_inputs n = draw_norm(&c->norm);
+  const norm_gradients g = draw_norm_gradients(c, &n);
+  const size_t channels = (size_t)c->norm.channels;
+  host_norm h = draw_host_norm(channels);
+  h.gamma = n.gamma, h.mean = g.mean, h.inverse_std = g.inverse_std;
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused) continue;
+    x = input(d, ACTIVATIONS, n.x, n.count);
+    dy = c->alias == DX_IS_DY ? changed(d, ACTIVATIONS, g.dy, n.count)
+                              : input(d, ACTIVATIONS, g.dy, n.count);
+    dx = c->alias == DX_IS_DY ? dy : output(d, ACTIVATIONS, n.count);
+    put_norm(d, &h, channels, false);
+    dgamma = input(d, REALS, g.dgamma, channels);
+    dbeta = input(d, REALS, g.dbeta, channels);
+    run(c, d, launch_norm_spread);
+    compare(c, dx, "dz", g.dx, g.slack_of_dx);
+    free_arrays();
+  }
+}
+
+#endif
