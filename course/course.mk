@@ -1,10 +1,10 @@
 # The course's own targets; the Makefile includes this file.
 
-.PHONY: experiment experiment-table pictures ladder course-check
+.PHONY: experiment experiment-table pictures ladder bug course-check
 
 # Neither, mixup, smoothing, both: RECIPE=minutes, evening or published; SEEDS=3; JOBS= runs at a time
 # (1 where a GPU does the work); RESULTS=DIR. tools/experiment.sh says more.
-export RECIPE SEEDS JOBS RESULTS WEIGHTS
+export RECIPE SEEDS JOBS RESULTS WEIGHTS PICTURES
 experiment: export ARGS := $(ARGS)
 experiment: $(TRAIN) $(SHAPES)
 	@$(FIND_DATA) && TRAIN=$(TRAIN) DATA="$$data" tools/experiment.sh all
@@ -14,9 +14,9 @@ experiment-table:
 
 # -- Pictures -----------------------------------------------------------------------------------------
 
-PICTURES := $(BUILD)/pictures
+DRAW := $(BUILD)/pictures
 
-$(PICTURES): $(patsubst %.c,$(BUILD)/%.o,tools/pictures.c tools/png.c tools/svg.c $(wildcard tools/draw_*.c)) $(OBJECTS)
+$(DRAW): $(patsubst %.c,$(BUILD)/%.o,tools/pictures.c tools/png.c tools/svg.c $(wildcard tools/draw_*.c)) $(OBJECTS)
 	$(LINK)
 
 # Learning curves from anyone's --log: tools/plot run.csv -o run.svg
@@ -24,7 +24,7 @@ $(BUILD)/plot: $(BUILD)/tools/plot.o $(BUILD)/tools/svg.o
 	$(LINK)
 
 # Into course/pictures/, from the stand-in set; DATA=DIR: of another, into build/pictures/.
-pictures: $(PICTURES) $(BUILD)/plot $(TRAIN) $(SHAPES)
+pictures: $(DRAW) $(BUILD)/plot $(TRAIN) $(SHAPES)
 	@cp -f $(BUILD)/plot tools/plot
 	@DATA="$(DATA)" BUILD=$(BUILD) TRAIN=$(TRAIN) SHAPES=$(SHAPES) tools/pictures.sh
 
@@ -45,10 +45,16 @@ endif
 ladder: $(LADDER)
 	@$(LADDER)
 
+# -- Find the bug -------------------------------------------------------------------------------------
+
+# N=1 .. 12: plants that bug in a copy of the sources and shows who noticed; SOLVE=1 says where it is.
+bug:
+	@tools/bug.sh $(N) $(if $(N),$(if $(SOLVE),solve))
+
 # -- Checks -------------------------------------------------------------------------------------------
 
 # What CI runs of the course, besides `make check`.
-course-check: $(TRAIN) $(SHAPES) $(PICTURES) $(BUILD)/plot $(LADDER)
+course-check: $(TRAIN) $(SHAPES) $(DRAW) $(BUILD)/plot $(LADDER)
 	@tests/run.sh $(LADDER) "tests/experiment_test.sh $(TRAIN) $(SHAPES)" \
-	  "tests/pictures_test.sh $(PICTURES) $(BUILD)/plot $(SHAPES) $(TRAIN)" \
-	  "tests/chapters_test.sh $(LADDER)"
+	  "tests/pictures_test.sh $(DRAW) $(BUILD)/plot $(SHAPES) $(TRAIN)" \
+	  "tests/chapters_test.sh $(LADDER)" tests/bugs_test.sh

@@ -2,6 +2,8 @@
 # The check checked: does `make check` notice when the program is wrong?
 #
 #     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs 1/3)
+#     tests/mutants.sh plant TREE FILE WHAT      only plants one, in a tree of sources, for tools/bug.sh;
+#                                   prints its program and operation
 #
 # Each entry of that file breaks one place of the sources, in a copy of them in a temporary directory,
 # one at a time. What the check named there does not reject then (by a failed row, or a report of the
@@ -21,6 +23,7 @@ set -u
 export OMP_WAIT_POLICY=passive
 cd "$(dirname "$0")/.." || exit 1
 part=${1:-1/1}
+[ "$part" = plant ] && [ $# -eq 4 ] && part=1/1
 if ! [[ $part =~ ^([0-9]+)/([1-9][0-9]*)$ ]] || [ "${BASH_REMATCH[1]}" -lt 1 ] ||
   [ "${BASH_REMATCH[1]}" -gt "${BASH_REMATCH[2]}" ]; then
   echo "usage: tests/mutants.sh [N/M], N from 1 to M" >&2
@@ -77,7 +80,24 @@ entries() {
   done <tests/mutants.txt
 }
 
+# replace FILE OLD NEW: false unless OLD is there exactly once.
+replace() {
+  local text rest
+  text=$(cat "$1" && echo x) || return 1
+  text=${text%x}
+  rest=${text#*"$2"}
+  [ "$rest" != "$text" ] && [[ $rest != *"$2"* ]] || return 1
+  printf '%s' "${text%%"$2"*}$3$rest" >"$1"
+}
+
 entries >"$work/entries"
+if [ "${1:-}" = plant ]; then
+  IFS=$'\t' read -r _ file program operation _ old new < <(
+    awk -F'\t' -v file="$3" -v what="$4" '$2 == file && $5 == what' "$work/entries")
+  [ -n "${file:-}" ] && replace "$2/$file" "$(printf '%b' "$old")" "$(printf '%b' "$new")" &&
+    echo "$program $operation"
+  exit
+fi
 mkdir "$work/0" &&
   cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools "$work/0" || exit 1
 mapfile -t programs < <(cut -f 3 "$work/entries" | sort -u)
@@ -104,16 +124,6 @@ if [ -e "$work/failed" ]; then
   echo "0 passed, $(wc -l <"$work/failed") failed"
   exit 1
 fi
-
-# replace FILE OLD NEW: false unless OLD is there exactly once.
-replace() {
-  local text rest
-  text=$(cat "$1" && echo x) || return 1
-  text=${text%x}
-  rest=${text#*"$2"}
-  [ "$rest" != "$text" ] && [[ $rest != *"$2"* ]] || return 1
-  printf '%s' "${text%%"$2"*}$3$rest" >"$1"
-}
 
 # run_mutant TREE FILE PROGRAM OPERATION OLD NEW: a line, "ok" or "FAIL" first.
 run_mutant() {

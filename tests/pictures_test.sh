@@ -3,7 +3,7 @@
 # another reader takes apart, pixels that are where they should be, charts whose lines go through the
 # numbers of their files, and a line for each mistake. `make course-check` runs it.
 set -u
-pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4 passed=0 failed=0
+root=$PWD pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4 passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
 check() { # what, status
@@ -96,6 +96,12 @@ grep -q 'points="62.0,206.5 312.0,111.5 "' seeds.svg && grep -q 'points="62.0,25
 check "plot: the mean of two runs, and the band from the least to the most" $?
 "$plot" run.csv -o run.svg && python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("run.svg")'
 check "plot: a real log" $?
+mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv && cp run.csv results/minutes/plain-2/train.csv &&
+  cp bins.csv results/minutes/plain-2/bins.csv
+here=$PWD
+(cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
+  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 9 ]
+check "make pictures: all nine, from results too" $?
 { cat one.csv; printf '2,1,1'; } >cut.csv
 refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
 refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg

@@ -44,7 +44,7 @@ static bool add_file(kind *k, const char *path, error *e) {
 static void draw_kind(FILE *out, const kind *k, int number) {
   const double left = LEFT + STRIDE * number;
   const chart up = {.left = left, .top = TOP, .width = SIDE, .height = SIDE, .x1 = 1, .y1 = 1};
-  const chart low = {.left = left, .top = BELOW, .width = SIDE, .height = LOW, .x1 = 1, .y1 = 0.8};
+  const chart low = {.left = left, .top = BELOW, .width = SIDE, .height = LOW, .x1 = 1, .y1 = 1};
   const look how = series_look(number);
   double all = 0, error = 0, mean = 0;
   for (int i = 0; i < BINS; i++) all += k->images[i];

@@ -137,7 +137,7 @@ static bool load_network(network *n, const char *path, error *e) {
   const bool found = find_stem(&s, &width, path, e);
   safetensors_free(&s);
   if (!found || !network_create(n, cpu_device(), width, BATCH, e)) return false;
-  if (checkpoint_load(n, path, e)) return true;
+  if (checkpoint_load(n, path, stdout, e)) return true;
   network_free(n);
   return false;
 }

@@ -79,10 +79,18 @@ train_one() { # DIRECTORY OPTION..
     >>"$directory/output" 2>&1
 }
 
+# Of a run's options those that concern a test: the weights' file says the rest.
+test_options() { # OPTION VALUE..
+  for (( ; $# > 1; )); do
+    case $1 in --train-images | --batch | --smoothing | --device | --threads) echo "$1 $2" ;; esac
+    shift 2
+  done
+}
+
 # test.csv, bins.csv, and last of all train.csv, which says that the run is complete.
 evaluate_one() { # DIRECTORY OPTION..
   local directory=$1
-  local evaluate=("$train" --data "$data" "${@:2}" --test-images 0
+  local evaluate=("$train" --data "$data" $(test_options "${@:2}")
     --eval "$directory/resnet18_cifar10.safetensors")
   rm -f "$directory"/{test,bins,part}.csv
   "${evaluate[@]}" --log "$directory/test.csv" --bins "$directory/bins.csv" &&

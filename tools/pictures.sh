@@ -6,13 +6,13 @@
 #
 #     DATA=DIR       a data set: without it the generated stand-in shapes
 #     WEIGHTS=FILE   a network trained on it: without it, one is trained for a minute, and kept
-#     RESULTS=DIR    what `make experiment` left: course/results/minutes
+#     RESULTS=DIR    what `make experiment` left, RECIPE=minutes of it: course/results
 #     PICTURES=DIR   where to: course/pictures, or, with DATA=, build/pictures, since CIFAR-10's
 #                    images are not ours to publish
 #     BUILD=DIR TRAIN=FILE SHAPES=FILE   the programs
 set -euo pipefail
 
-build=${BUILD:-build/gcc} results=${RESULTS:-course/results/minutes}
+build=${BUILD:-build/gcc} results=${RESULTS:-course/results}/${RECIPE:-minutes}
 out=${PICTURES:-$([ -n "${DATA:-}" ] && echo build/pictures || echo course/pictures)}
 data=${DATA:-build/pictures/shapes} weights=${WEIGHTS:-}
 mkdir -p "$out" build/pictures
