@@ -7,7 +7,6 @@
 
 #include "run/files.h"
 #include "run/random.h"
-#include <errno.h>
 #include <string.h>
 
 enum { TRAIN_FILES = 5, FILES = TRAIN_FILES + 1 };
@@ -48,8 +47,7 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
   uint8_t *bytes = NULL;
   size_t size = 0;
   snprintf(path, sizeof path, "%s/batches.meta.txt", directory);
-  const bool there = file_exists(path) || errno != ENOENT;
-  if (there && !(bytes = file_read(path, &size, e))) return false;
+  if (file_exists(path) && !(bytes = file_read(path, &size, e))) return false;
   const char *text = bytes ? (const char *)bytes : "", *end = text + size;
   for (int i = 0; i < CLASSES; i++) {
     enum { ROOM = sizeof data->class_names[0] };
@@ -64,19 +62,21 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
   return true;
 }
 
-// False, with a line in e, where a file that would say so cannot be looked for.
+// False, with a line in e, where the file that would say so is there and cannot be read.
 static bool describe(const char *directory, dataset *data, int all_train, int all_test, error *e) {
   const char *kind = "an unknown set in CIFAR-10's format";
   char marker[4096];
+  uint8_t *text = NULL;
+  size_t size;
   snprintf(marker, sizeof marker, "%s/STAND-IN.txt", directory);
   data->is_cifar10 = fingerprint(FINGERPRINT_OF_NOTHING, data->labels,
                                  (size_t)(all_train + all_test)) == CIFAR10_LABELS;
   if (data->is_cifar10)
     kind = "CIFAR-10";
-  else if (file_exists(marker))
-    kind = "STAND-IN SHAPES, not CIFAR-10";
-  else if (errno != ENOENT)
-    return fail(e, "%s: %s", marker, strerror(errno));
+  else if (file_exists(marker) && !(text = file_read(marker, &size, e)))
+    return false;
+  if (text) kind = "STAND-IN SHAPES, not CIFAR-10";
+  free(text);
   snprintf(data->description, sizeof data->description, "%s (%d training and %d test images%s)",
            kind, data->train_count, data->test_count,
            data->train_count < all_train || data->test_count < all_test ? " of it" : "");

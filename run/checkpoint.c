@@ -3,7 +3,6 @@
 #include "checkpoint.h"
 
 #include "files.h"
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -322,7 +321,7 @@ bool checkpoint_load(network *n, const char *path, FILE *out, error *e) {
 
 bool checkpoint_read_resume(const char *directory, safetensors *resume, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
-  if (!file_exists(f.resume) && (errno == ENOENT || errno == ENOTDIR))
+  if (!file_exists(f.resume))
     return fail(e, "%s: not there, so there is nothing to resume; leave out --resume to start anew",
                 f.resume);
   if (!safetensors_read(f.resume, resume, e)) return false;
@@ -406,13 +405,14 @@ bool checkpoint_set_aside(const char *directory, int *number, error *e) {
 static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
   char weights[4200], resume[4200];
   bool found = false;
-  for (int k = 1;; k++) {
+  for (int k = 1; k < 100000; k++) { // a disk that fails always would give no other end
     snprintf(weights, sizeof weights, "%s.%d", f->weights, k);
     snprintf(resume, sizeof resume, "%s.%d", f->resume, k);
     if (!file_exists(resume) && !look_for(weights, wanted, &found, e)) return false;
     if (found) return file_replace(weights, f->weights, e);
-    if (!file_exists(weights) && !file_exists(resume)) return true;
+    if (!file_exists(weights) && !file_exists(resume)) break;
   }
+  return true;
 }
 
 static bool bring_together(const file_names *f, const char *wanted, error *e) {

@@ -9,9 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { MOST_ASIDE = 100000 }; // names tried for a file that is moved aside
+
 bool file_exists(const char *path) {
   struct stat status;
-  return stat(path, &status) == 0;
+  return stat(path, &status) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
 bool file_is_regular(const char *path) {
@@ -209,7 +211,7 @@ bool files_set_aside(const char *const *paths, int count, int *number, error *e)
   *number = 0;
   if (!any) return true;
   for (bool taken = true; taken;) {
-    ++*number;
+    if (++*number > MOST_ASIDE) return fail(e, "%s: could not be moved aside", paths[0]);
     taken = false;
     for (int i = 0; i < count; i++) {
       snprintf(aside, sizeof aside, "%s.%d", paths[i], *number);

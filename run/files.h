@@ -5,7 +5,9 @@
 #include "error.h"
 #include <stdint.h>
 
-bool file_exists(const char *path); // if not, errno says why
+// False only where nothing is there for certain. What a failing disk does not let us look at counts as
+// there: so it is not overwritten, and the next call that needs it says what is wrong.
+bool file_exists(const char *path);
 // There, and neither a directory, a device or a pipe, nor a link to something else.
 bool file_is_regular(const char *path);
 

@@ -142,7 +142,9 @@ static bool cut(const log_file *f, const position *at, keep_line *keep, error *e
 // A link leads to the new file then, since that has the old one's name.
 static bool set_aside(log_file *f, error *e) {
   int number;
-  char *target = file_is_regular(f->path) ? strdup(f->path) : realpath(f->path, NULL);
+  struct stat status;
+  if (lstat(f->path, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
+  char *target = S_ISLNK(status.st_mode) ? realpath(f->path, NULL) : strdup(f->path);
   if (!target) return fail(e, "%s: %s", f->path, strerror(errno));
   const char *const paths[] = {target};
   const bool ok = files_set_aside(paths, 1, &number, e);

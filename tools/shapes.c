@@ -296,7 +296,7 @@ static void path_of(const options *o, int file, const char *suffix, char path[PA
 static bool may_replace(const options *o, error *e) {
   char path[PATH_ROOM], line[64] = "";
   path_of(o, MARKER, "", path);
-  bool ours = file_exists(path);
+  bool ours = file_is_regular(path);
   path_of(o, NAMES, "", path);
   FILE *names = file_is_regular(path) ? fopen(path, "r") : NULL;
   if (names) ours = ours && fgets(line, sizeof line, names) && !strncmp(line, "disc\n", 5);
