@@ -5,6 +5,9 @@
 #
 # Runs are small: width 8, a few hundred stand-in images. Bits are compared with cmp on checkpoints.
 set -u
+# Signals do here what they do in a terminal, whoever started this: nohup ignores SIGHUP, other programs
+# SIGPIPE, and what a process ignores its children ignore.
+[ -n "${SIGNALS_ARE_DEFAULT:-}" ] || SIGNALS_ARE_DEFAULT=1 exec env --default-signal bash "$0" "$@"
 export LC_ALL=C # awk and printf read numbers with a decimal point
 train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-} passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
