@@ -713,7 +713,7 @@ def _(place):
     shapes_refuse(place, "standard output", before="exec >/dev/full;")
     shapes_refuse(place, "data_batch_1.bin.tmp", "File too large", before="ulimit -f 8;", directory="b")
     (place.root / "fi\nle").write_bytes(b"")
-    shapes_refuse(place, "fi?le/a?b", directory="fi\nle/a\nb")
+    shapes_refuse(place, "fi\\nle/a\\nb", directory="fi\nle/a\nb")
     (place.root / "names").mkdir()
     os.mkfifo(place.root / "names" / "batches.meta.txt")
     shapes_refuse(place, "not made by this program", directory="names")

@@ -317,7 +317,7 @@ if ! nvidia-smi >/dev/null 2>&1; then
   check "--device auto without a GPU: says so, and takes the CPU" $?
 fi
 refuse 2 '^train: --eval only tests .*: leave --resume away$' --resume --eval x
-for option in init log trace checkpoint keep-every epochs lr weight-decay mixup-alpha gamma milestones; do
+for option in init trace checkpoint keep-every epochs lr weight-decay mixup-alpha gamma milestones; do
   refuse 2 "^train: --eval only tests the weights of its file: leave --$option away$" --eval x --$option 1
 done
 for option in eval init log; do refuse 2 "^train: --plan only prints the network: leave --$option away$" --plan --$option x; done
@@ -342,7 +342,7 @@ mkfifo weights_pipe
 timeout 20 "$train" --data data --eval weights_pipe 2>&1 | grep -q '^train: weights_pipe: not a file'
 check "a pipe is no file of weights, and nobody waits for it" $?
 ln -s loop loop
-refuse 1 'loop/resnet18_cifar10.resume.safetensors: Too many levels' --data data --checkpoint loop --resume
+refuse 1 'train: loop: a run cannot be saved there: Too many levels' --data data --checkpoint loop --resume
 refuse 1 '^train: nowhere/bins.csv: No such file' --data data --eval "$(weights a)" --bins nowhere/bins.csv
 ! grep -q accuracy refuse.out
 check "and before the test" $?

@@ -42,7 +42,6 @@
 #include "run/files.h"
 #include "run/random.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -418,10 +417,7 @@ static void hold_standard_streams(void) {
   if (number >= 0) close(number);
 }
 
-// The line of a mistake, with nothing in it that would end it, or move the cursor.
-static int report_mistake(error *e, int status) {
-  for (char *c = e->text; *c; c++)
-    if (iscntrl((unsigned char)*c)) *c = '?';
+static int report_mistake(const error *e, int status) {
   fprintf(stderr, "shapes: %s\n", e->text);
   return status;
 }
