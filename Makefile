@@ -273,8 +273,18 @@ $(BUILD)/tests/faults_preload.so: tests/faults_preload.c tests/faults.h
 	@mkdir -p $(@D)
 	@$(CC) -std=c11 -O2 -I. $(WARNINGS) -fPIC -shared $< -o $@ -ldl
 
-faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(TRAIN) $(SHAPES)
-	@$< $(TRAIN) $(SHAPES) $(FAULTS)
+# The trainer without the CUDA runtime, which allocates before main() begins and does not look whether
+# it got anything; that is not ours to mend.
+$(BUILD)/faults/devices.o: run/devices.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(CFLAGS) $(OUR_CFLAGS) -c $< -o $@
+
+$(BUILD)/faults/train: $(BUILD)/train.o $(BUILD)/faults/devices.o \
+  $(filter-out $(BUILD)/run/devices.o $(CUDA_OBJECTS),$(OBJECTS))
+	@$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(LIBRARIES)
+
+faults: $(BUILD)/tests/faults $(BUILD)/tests/faults_preload.so $(BUILD)/faults/train $(SHAPES)
+	@$< $(BUILD)/faults/train $(SHAPES) $(FAULTS)
 
 # Each bug of tests/mutants.txt, planted on purpose, has to fail the checks.
 mutants:

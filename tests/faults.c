@@ -1,7 +1,7 @@
 // faults.c - every call of a run struck in turn: nothing that was saved may be lost.
 //
 //     make faults                       all of it, in some minutes; FAULTS=N/M: the N-th of M parts
-//     build/gcc/tests/faults build/gcc/train build/gcc/shapes over EIO 37        one case again
+//     build/gcc/tests/faults build/gcc/faults/train build/gcc/shapes over EIO 37   one case again
 //
 // A trainer that stops for a full disk must leave its last checkpoint, and so must one that is killed,
 // at any moment. Which moments are there? As many as the run has calls that touch a file, and
