@@ -21,8 +21,8 @@
 #define _GNU_SOURCE // pipe2, wait4
 #include "cards.h"
 #include "cpu/conv.h"
-#include "cpu/microkernel.h"
 #include "network.h"
+#include "peaks.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -31,7 +31,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { BATCH = 128, IMAGES = 1024, ROUNDS = 7 };
@@ -40,16 +39,6 @@ static FILE *json;
 static const device *d;
 static const card *gpu; // that is measured; NULL: none, or not in cards.h
 static int below_bound; // operations that seem to have been faster than can be
-
-static double read_clock(clockid_t clock) {
-  struct timespec t;
-  clock_gettime(clock, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static double now(void) {
-  return read_clock(CLOCK_MONOTONIC);
-}
 
 static int by_value(const void *a, const void *b) {
   const double x = *(const double *)a, y = *(const double *)b;
@@ -127,42 +116,8 @@ static void wait_for_device(bench *b) {
   d->download(&result, b->result, sizeof result);
 }
 
-// -- What the machine could do ----------------------------------------------------------------------
-
 static double peak_flops; // GFLOP/s, of this machine's processor or GPU; 0 for an unknown GPU
 static double peak_bytes; // GB/s
-
-static void measure_flops(void) {
-  enum { REPEATS = 1 << 22, SUMS = 12 };
-  for (int run = 0; run < 5; run++) {
-    const double start = now();
-    float sink = 0;
-#pragma omp parallel reduction(+ : sink)
-    {
-      vector sum[SUMS] = {{0}}, a = {0}, b = {0};
-      __asm__ volatile("" : "+m"(a), "+m"(b)); // or the compiler would know the result
-      for (int i = 0; i < REPEATS; i++)
-#pragma GCC unroll 12
-        for (int j = 0; j < SUMS; j++) sum[j] += a * b;
-      for (int j = 0; j < SUMS; j++) sink += sum[j][0];
-    }
-    const double flops = 2.0 * REPEATS * SUMS * LANES * omp_get_max_threads() + sink;
-    peak_flops = fmax(peak_flops, 1e-9 * flops / (now() - start));
-  }
-}
-
-static void measure_bytes(void) {
-  const size_t count = 1 << 25; // 128 MiB each
-  float *a = allocate(count * sizeof *a), *b = allocate(count * sizeof *b);
-  float *c = allocate(count * sizeof *c);
-  for (int run = 0; run < 5; run++) {
-    const double start = now();
-#pragma omp parallel for simd
-    for (size_t i = 0; i < count; i++) c[i] = a[i] + b[i];
-    peak_bytes = fmax(peak_bytes, 3e-9 * (double)(count * sizeof *a) / (now() - start));
-  }
-  free(a), free(b), free(c);
-}
 
 // -- Operations --------------------------------------------------------------------------------------
 
@@ -434,7 +389,7 @@ static void report_machine(void) {
     if (sscanf(line, "model name : %199[^\n]", model) == 1) break;
   if (file) fclose(file);
   strftime(date, sizeof date, "%Y-%m-%d", localtime(&t));
-  if (strcmp(d->name, "cuda")) measure_flops(), measure_bytes();
+  if (strcmp(d->name, "cuda")) peak_flops = measure_flops(), peak_bytes = measure_bytes();
   printf("%s  %s, %d threads; %s; gcc or clang %s\n", date, model, omp_get_max_threads(),
          d->description, __VERSION__);
   printf("this machine's peak: %.0f GFLOP/s, %.1f GB/s\n", peak_flops, peak_bytes);

@@ -1,0 +1,64 @@
+// peaks.h - what this machine's processor and memory can do at most, measured: bench.c holds each
+// operation against it.
+//
+// Here is the clock, too. Multiply-adds on registers alone, on all threads, with more sums than a multiply-add takes cycles
+// to end; and c = a + b on arrays that fit no cache. Each is the best of five runs: what disturbs a
+// run only makes it slower.
+#ifndef PEAKS_H
+#define PEAKS_H
+
+#include "cpu/microkernel.h"
+#include "run/error.h"
+#include <math.h>
+#include <omp.h>
+#include <time.h>
+
+static inline double read_clock(clockid_t clock) {
+  struct timespec t;
+  clock_gettime(clock, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static inline double now(void) {
+  return read_clock(CLOCK_MONOTONIC);
+}
+
+// GFLOP/s, a multiply-add counted as two.
+static inline double measure_flops(void) {
+  enum { REPEATS = 1 << 22, SUMS = 12 };
+  double peak = 0;
+  for (int run = 0; run < 5; run++) {
+    const double start = now();
+    float sink = 0;
+#pragma omp parallel reduction(+ : sink)
+    {
+      vector sum[SUMS] = {{0}}, a = {0}, b = {0};
+      __asm__ volatile("" : "+m"(a), "+m"(b)); // or the compiler would know the result
+      for (int i = 0; i < REPEATS; i++)
+#pragma GCC unroll 12
+        for (int j = 0; j < SUMS; j++) sum[j] += a * b;
+      for (int j = 0; j < SUMS; j++) sink += sum[j][0];
+    }
+    const double flops = 2.0 * REPEATS * SUMS * LANES * omp_get_max_threads() + sink;
+    peak = fmax(peak, 1e-9 * flops / (now() - start));
+  }
+  return peak;
+}
+
+// GB/s, two arrays read and one written.
+static inline double measure_bytes(void) {
+  const size_t count = 1 << 25; // 128 MiB each
+  float *a = allocate(count * sizeof *a), *b = allocate(count * sizeof *b);
+  float *c = allocate(count * sizeof *c);
+  double peak = 0;
+  for (int run = 0; run < 5; run++) {
+    const double start = now();
+#pragma omp parallel for simd
+    for (size_t i = 0; i < count; i++) c[i] = a[i] + b[i];
+    peak = fmax(peak, 3e-9 * (double)(count * sizeof *a) / (now() - start));
+  }
+  free(a), free(b), free(c);
+  return peak;
+}
+
+#endif
