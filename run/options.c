@@ -332,12 +332,15 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
     if (differs && p->role == FIXED)
       return fail(e, "%s--%s %s: the run was begun with %s, which cannot change in its middle",
                   preset ? "--preset sets " : "", p->name, now, quote(saved, strlen(saved)).text);
+    error line = {
+        0}; // not an error, but on one line and escaped as one: the file may hold anything
     if (differs && given)
-      fprintf(out, "--%s %s from here on; the run was begun with %s\n", p->name, now,
-              quote(saved, strlen(saved)).text);
+      fail(&line, "--%s %s from here on; the run was begun with %s", p->name, now,
+           quote(saved, strlen(saved)).text);
     if (differs && preset)
-      fprintf(out, "--%s %s, with which the run was begun, stays; --preset alone would set %s\n",
-              p->name, quote(saved, strlen(saved)).text, now);
+      fail(&line, "--%s %s, with which the run was begun, stays; --preset alone would set %s",
+           p->name, quote(saved, strlen(saved)).text, now);
+    if (*line.text) fprintf(out, "%s\n", line.text);
     if (!given && !option_parse(p, saved, o))
       return fail(e, "the resume file says --%s %s, which is not possible; it is damaged", p->name,
                   quote(saved, strlen(saved)).text);

@@ -125,11 +125,25 @@ static void parse_defaults(options *o) {
   require(options_parse(1, none, o, &e));
 }
 
+enum { STATE_VALUES = SAVED_OPTIONS + POSITION_VALUES };
+
+static int by_key(const void *a, const void *b) {
+  return strcmp(((const metadata_read *)a)->key, ((const metadata_read *)b)->key);
+}
+
+// `written` as the reader would hand it over, sorted by key; `read` has room for `count`.
+static safetensors as_read(const metadata *written, int count, metadata_read *read) {
+  for (int i = 0; i < count; i++) read[i] = (metadata_read){written[i].key, written[i].value};
+  qsort(read, (size_t)count, sizeof *read, by_key);
+  return (safetensors){.metadata = read, .metadata_count = count};
+}
+
 // The settings of `o`, written and read again, are the same.
 static void require_round_trip(const options *o) {
   metadata written[SAVED_OPTIONS], again[SAVED_OPTIONS];
+  metadata_read as_written[SAVED_OPTIONS];
   const int count = options_to_metadata(o, written);
-  const safetensors file = {.metadata = written, .metadata_count = count};
+  const safetensors file = as_read(written, count, as_written);
   options read;
   error e;
   parse_defaults(&read);
@@ -174,7 +188,8 @@ static char *next_text(const uint8_t **bytes, size_t *size) {
 }
 
 static void read_metadata(const uint8_t *bytes, size_t size) {
-  metadata state[SAVED_OPTIONS + POSITION_VALUES];
+  metadata state[STATE_VALUES];
+  metadata_read resume[STATE_VALUES];
   const position at = {.epoch = 1, .step = 5, .step_in_epoch = 2, .images = 40};
   options o;
   error e;
@@ -198,7 +213,8 @@ static void read_metadata(const uint8_t *bytes, size_t size) {
     }
     free(text);
   }
-  read_state(&o, &(safetensors){.metadata = state, .metadata_count = count});
+  const safetensors file = as_read(state, count, resume);
+  read_state(&o, &file);
 }
 
 static void read_options(const uint8_t *bytes, size_t size) {
