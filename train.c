@@ -105,7 +105,7 @@ static bool keep_step(trainer *t, error *e) {
   const int every = t->options.keep_every;
   if (!every || (t->at.step + t->queued) % every) return true;
   if (!read_results(t, e)) return false;
-  snprintf(name, sizeof name, "step-%06lld", (long long)t->at.step);
+  snprintf(name, sizeof name, KEPT_NAME "%06lld", (long long)t->at.step);
   return save_as(t, name, e);
 }
 
@@ -202,7 +202,7 @@ static bool run(trainer *t, error *e) {
   process_catch_signals();
   if (!report_open(&t->report, o, &t->data, t->device->name, &t->at, e)) return false;
   report_recipe(o);
-  const bool ok = train(t, e);
+  const bool ok = clear_the_way(t, e) && train(t, e);
   report_close(&t->report);
   return ok;
 }

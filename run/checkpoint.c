@@ -394,10 +394,23 @@ bool checkpoint_resume(network *n, const char *directory, const safetensors *res
 
 // -- Out of a new run's way, and what a crash left half done -----------------------------------------
 
+// Of a run's last state, or of one that --keep-every kept: step-000123.
+static bool is_of_a_checkpoint(const char *file) {
+  size_t stem = strlen(CHECKPOINT_NAME);
+  if (strncmp(file, CHECKPOINT_NAME, stem)) {
+    stem = strlen(KEPT_NAME);
+    if (strncmp(file, KEPT_NAME, stem)) return false;
+    stem += strspn(file + stem, "0123456789");
+  }
+  return !strcmp(file + stem, ".safetensors") || !strcmp(file + stem, ".resume.safetensors");
+}
+
 bool checkpoint_set_aside(const char *directory, int *number, error *e) {
-  const file_names f = names_in(directory, CHECKPOINT_NAME);
-  const char *const paths[] = {f.weights, f.resume};
-  return files_set_aside(paths, 2, number, e);
+  file_list list;
+  const bool ok = files_list(directory, is_of_a_checkpoint, &list, e) &&
+                  files_set_aside((const char *const *)list.paths, list.count, number, e);
+  files_list_free(&list);
+  return ok;
 }
 
 // A crash in checkpoint_set_aside, which moves the weights first, left them alone under .K, and the

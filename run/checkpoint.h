@@ -14,9 +14,9 @@
 // carries the fingerprint of the weights that belong to it; where a crash came between the two, the
 // weights are still there as .new, and the next start finishes what was begun (checkpoint_repair).
 //
-// A new run moves an earlier one's pair out of its way, to names ending in .1, .2, ..: two renames
+// A new run moves an earlier one's pairs out of its way, to names ending in .1, .2, ..: two renames
 // again. Where a crash came between these, the weights stand alone under .K, and the next start moves
-// them back.
+// them back. (Those of a kept step stay there: no run goes on from them.)
 //
 // One run saves in a directory at a time. DIR/.lock sees to that (directory_claim in files.h).
 //
@@ -29,6 +29,7 @@
 #include "safetensors.h"
 
 #define CHECKPOINT_NAME "resnet18_cifar10"
+#define KEPT_NAME "step-" // and the step's number, at least six digits: --keep-every's
 
 // Puts the weights of a file into the network; momentum stays. False, with a line in e and the
 // network as it was, unless the file holds this network's tensors in its shapes, as F32, F16, BF16 or
@@ -67,7 +68,8 @@ bool checkpoint_claim(const char *directory, error *e);
 // of it, or cannot be moved.
 bool checkpoint_repair(const char *directory, error *e);
 
-// Moves a checkpoint that is in DIR already out of a new run's way, to names ending in .K.
+// Moves the checkpoints that are in DIR already out of a new run's way, to names ending in .K: the last
+// state, and the steps that --keep-every kept. *number is K, or 0 where there were none.
 bool checkpoint_set_aside(const char *directory, int *number, error *e);
 
 #endif

@@ -3,6 +3,7 @@
 #include "files.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -193,6 +194,42 @@ bool directory_claim(const char *path, error *e) {
   if (handle >= 0) close(handle);
   return fail(e, "%s: a run cannot be saved there: %s; give another --checkpoint", path,
               strerror(why));
+}
+
+// Appends DIR/NAME.
+static bool add_path(file_list *list, const char *directory, const char *name, error *e) {
+  const size_t room = strlen(directory) + strlen(name) + 2;
+  char **longer = realloc(list->paths, ((size_t)list->count + 1) * sizeof *longer);
+  if (longer) list->paths = longer;
+  char *path = longer ? allocate_or_fail(room, directory, e) : NULL;
+  if (!longer) fail(e, "%s: out of memory", directory);
+  if (!path) return false;
+  snprintf(path, room, "%s/%s", directory, name);
+  list->paths[list->count++] = path;
+  return true;
+}
+
+static int last_name_first(const void *a, const void *b) {
+  return strcmp(*(char *const *)b, *(char *const *)a);
+}
+
+bool files_list(const char *directory, bool wanted(const char *name), file_list *list, error *e) {
+  *list = (file_list){0};
+  DIR *open = opendir(directory);
+  if (!open) return errno == ENOENT || fail(e, "%s: %s", directory, strerror(errno));
+  bool ok = true;
+  const struct dirent *entry;
+  for (errno = 0; ok && (entry = readdir(open)); errno = 0)
+    if (wanted(entry->d_name)) ok = add_path(list, directory, entry->d_name, e);
+  if (ok && errno) ok = fail(e, "%s: could not be read: %s", directory, strerror(errno));
+  closedir(open);
+  if (list->count) qsort(list->paths, (size_t)list->count, sizeof *list->paths, last_name_first);
+  return ok;
+}
+
+void files_list_free(file_list *list) {
+  for (int i = 0; i < list->count; i++) free(list->paths[i]);
+  free(list->paths);
 }
 
 // Undoes the moves of files_set_aside, as far as that is possible.

@@ -44,6 +44,17 @@ bool directory_make(const char *path, error *e);
 // standard output says so, and the directory is used all the same.
 bool directory_claim(const char *path, error *e);
 
+// The paths of files in a directory, the last name of the alphabet first.
+typedef struct {
+  char **paths;
+  int count;
+} file_list;
+
+// Those whose names `wanted` takes; none where there is no such directory. To be freed with
+// files_list_free, also when it fails: false, with a line in e, where the directory cannot be read.
+bool files_list(const char *directory, bool wanted(const char *name), file_list *list, error *e);
+void files_list_free(file_list *list);
+
 // Moves files out of a new run's way: those of `paths` that exist become path.K, with the smallest
 // K that is free for all of them. *number is K, or 0 where there was nothing to move. Where one cannot
 // be moved, those before it go back to their names: false, with a line in e.

@@ -44,12 +44,17 @@ bool save_as(trainer *t, const char *name, error *e) {
   return checkpoint_save(&t->network, t->options.checkpoint, name, state, count, e);
 }
 
-bool save_run(trainer *t, error *e) {
+bool clear_the_way(trainer *t, error *e) {
   int number = 0;
-  if (!t->saved && !checkpoint_set_aside(t->options.checkpoint, &number, e)) return false;
+  if (t->options.resume) return true;
+  if (!checkpoint_set_aside(t->options.checkpoint, &number, e)) return false;
   if (number)
     printf("%s held an earlier run's checkpoint: its files now end in .%d\n", t->options.checkpoint,
            number);
+  return true;
+}
+
+bool save_run(trainer *t, error *e) {
   if (!save_as(t, CHECKPOINT_NAME, e)) return false;
   t->saved = true;
   return true;

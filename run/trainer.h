@@ -64,7 +64,11 @@ bool save_as(trainer *t, const char *name, error *e);
 // --init and --eval: the weights of a file. False, with a line in e, unless all of them are finite.
 bool load_weights(trainer *t, const char *path, error *e);
 
-// The run's checkpoint. A new run first moves an earlier run's out of its way, and says so.
+// A new run's: moves an earlier run's checkpoints out of its way, and says so. Before the first step, as
+// report_open does with log and trace, so that the files which stand together are of one run.
+bool clear_the_way(trainer *t, error *e);
+
+// The run's checkpoint.
 bool save_run(trainer *t, error *e);
 
 // Claims the checkpoint directory, and takes over the saved settings and position: before the set-up,

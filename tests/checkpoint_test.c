@@ -451,6 +451,30 @@ static void test_set_aside(void) {
         "set aside: nothing, once all is away");
 }
 
+// The steps that --keep-every kept go with the last state; what has only a name like theirs stays.
+static void test_kept_steps_set_aside(void) {
+  static const char *const moved[] = {WEIGHTS, RESUME, KEPT_NAME "000002.safetensors",
+                                      KEPT_NAME "000002.resume.safetensors",
+                                      KEPT_NAME "1234567.safetensors"};
+  static const char *const stay[] = {KEPT_NAME "000002.safetensors.1", KEPT_NAME "mine.safetensors",
+                                     KEPT_NAME "000002", "notes.safetensors"};
+  enum { MOVED = sizeof moved / sizeof *moved, STAY = sizeof stay / sizeof *stay };
+  error e = {""};
+  int number = -1, right = 0;
+  scratch_empty(scratch_directory);
+  for (int i = 0; i < MOVED; i++) scratch_write(scratch_path(moved[i]), &i, sizeof i);
+  for (int i = 0; i < STAY; i++) scratch_write(scratch_path(stay[i]), &i, sizeof i);
+  const bool ok = checkpoint_set_aside(scratch_directory, &number, &e);
+  for (int i = 0; i < MOVED; i++) {
+    char aside[100];
+    snprintf(aside, sizeof aside, "%s.2", moved[i]); // .1 is taken, by one of them
+    right += !file_exists(scratch_path(moved[i])) && file_exists(scratch_path(aside));
+  }
+  for (int i = 0; i < STAY; i++) right += file_exists(scratch_path(stay[i]));
+  check(ok && number == 2 && right == MOVED + STAY, "set aside: kept steps too, as .%d %s", number,
+        e.text);
+}
+
 int main(void) {
   make_states("checkpoint_test");
   scratch_make();
@@ -461,6 +485,7 @@ int main(void) {
   test_other_width();
   test_resuming();
   test_set_aside();
+  test_kept_steps_set_aside();
   scratch_remove();
   free_states();
   return check_summary();

@@ -209,6 +209,16 @@ cp "$(weights a)" before.safetensors
 "$train" $small --checkpoint a --seed 9 >set_aside.out
 cmp -s before.safetensors a/resnet18_cifar10.safetensors.1 && grep -q 'earlier run' set_aside.out
 check "a new run in the same place moves the earlier checkpoint aside and says so" $?
+cp kept/step-000002.safetensors kept.2 && cp "$(weights kept)" kept.last
+"$train" $small --checkpoint kept --seed 6 --epochs 1 --keep-every 2 --device reference --trace kept.jsonl >kept.out 2>&1 &
+wait_for_lines kept.jsonl 2
+kill -9 $!
+wait $! 2>/dev/null
+cmp -s kept.2 kept/step-000002.safetensors.1 && cmp -s kept.last kept/resnet18_cifar10.safetensors.1
+check "its kept steps too; and all before the first step: what stands together is of one run" $?
+"$train" --data data --checkpoint kept --resume 2>&1 | grep -q 'nothing to resume'
+check "so that nothing goes on from the earlier run's state with the new one's log" $?
+for file in kept/*.1; do mv "$file" "${file%.1}"; done
 "$train" --plan | grep -q '11173962 parameters'
 check "--plan: the published 11,173,962 parameters" $?
 
