@@ -114,7 +114,15 @@ static inline conv_shape make_conv_shape(int batch, int height, int width, int i
 typedef struct {
   int pixels; // B * H * W
   int channels;
+  int images; // B, where a device's layout depends on it; it divides pixels
 } norm_shape;
+
+// An activation's shape, as a whole.
+typedef struct {
+  int images;
+  int pixels; // of an image
+  int channels;
+} activation_shape;
 
 // Batch normalisation's two constants, PyTorch's defaults.
 #define NORM_EPSILON 1e-5   // added to the variance, so that 1 / sqrt(variance) is always finite
@@ -147,6 +155,9 @@ typedef struct device {
   const char *name;
   const char *description; // for the first lines of a run: "fp32, Winograd and direct convolution"
   size_t activation_bytes; // bytes of one activation
+  // Activations lie in blocks of so many images x channels, the last ones filled up with zeros
+  // (cpu-bf16/blocks.h); 1: one after another, as above.
+  int block;
   size_t rounded_weight_bytes; // see parameters.rounded_weight
   bool asynchronous;           // operations return before they are done; a download waits for them
 
@@ -160,9 +171,10 @@ typedef struct device {
   // Copies between host and device. Work already queued sees the old contents, later work the new.
   void (*upload)(void *device_memory, const void *host, size_t bytes);
   void (*download)(void *host, const void *device_memory, size_t bytes); // waits for queued work
-  // Converts `count` activations from and to host floats: for checks and for naming a bad tensor.
-  void (*upload_activations)(void *activations, const real *host, size_t count);
-  void (*download_activations)(real *host, const void *activations, size_t count);
+  // Converts activations from and to host floats, [images][pixels][channels] there: for checks and
+  // for naming a bad tensor.
+  void (*upload_activations)(void *activations, const real *host, activation_shape shape);
+  void (*download_activations)(real *host, const void *activations, activation_shape shape);
   // Makes `rounded_weight` agree with `weight` after an upload of weights.
   void (*refresh_rounded_weights)(const parameters *p);
 
@@ -258,6 +270,17 @@ typedef struct device {
   void (*sgd_update)(const parameters *p, const step_values *step, float momentum,
                      float weight_decay);
 } device;
+
+static inline size_t activation_count(activation_shape s) {
+  return (size_t)s.images * s.pixels * s.channels;
+}
+
+// Bytes that these activations take on the device.
+static inline size_t activation_size(const device *d, activation_shape s) {
+  s.images = (s.images + d->block - 1) / d->block * d->block;
+  s.channels = (s.channels + d->block - 1) / d->block * d->block;
+  return activation_count(s) * d->activation_bytes;
+}
 
 extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c

@@ -253,7 +253,7 @@ typedef struct {
 } norm;
 
 static void normalise(const norm *m, float *y, size_t begin, size_t end, int channels) {
-  const norm_shape shape = {(int)(end - begin), channels};
+  const norm_shape shape = {.pixels = (int)(end - begin), .channels = channels};
   const real *residual = m->residual ? m->residual + begin * channels : NULL;
   y += begin * channels;
   reference_norm_inference(&shape, y, y, m->gamma, m->beta, residual, m->relu, m->mean,

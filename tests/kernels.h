@@ -103,6 +103,7 @@ typedef struct {
   const device *device;
   format format;
   bool is_output;
+  activation_shape shape;     // of ACTIVATIONS; of others, all elements in a line
   size_t count, bytes, guard; // elements; bytes; bytes before and as many behind
   uint8_t *memory;            // the device's, guards included
   void *data;                 // in it, behind the first guard
@@ -117,7 +118,20 @@ static array *x, *w, *y, *dy, *dx, *dw, *sums; // those of the case at work that
 static bool unguarded; // from the command line: so the simulator's watch sees the first byte beyond
 
 static inline size_t element_bytes(const device *d, format f) {
-  return f == BYTES ? 1 : f == REALS ? sizeof(real) : d->activation_bytes;
+  const size_t of_weight = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
+  return f == BYTES     ? 1
+         : f == REALS   ? sizeof(real)
+         : f == WEIGHTS ? of_weight
+                        : d->activation_bytes;
+}
+
+static inline activation_shape in_a_line(size_t count) {
+  return (activation_shape){1, 1, (int)count};
+}
+
+// WEIGHTS that are rounded have the format of activations, WEIGHTS that are not that of REALS.
+static inline bool is_converted(const device *d, format f) {
+  return f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);
 }
 
 static inline size_t guard_bytes(const device *d, format f) {
@@ -125,11 +139,12 @@ static inline size_t guard_bytes(const device *d, format f) {
   return f == WEIGHTS || f == REALS ? 8 * 33 * element_bytes(d, f) : 256;
 }
 
-static inline array *new_array(const device *d, format f, size_t count, bool is_output) {
+static inline array *new_array(const device *d, format f, activation_shape shape, bool is_output) {
   if (array_count == MAX_ARRAYS) abort();
   array *a = &arrays[array_count++];
-  *a = (array){.device = d, .format = f, .is_output = is_output, .count = count};
-  a->bytes = count * element_bytes(d, f);
+  const size_t count = activation_count(shape);
+  *a = (array){.device = d, .format = f, .is_output = is_output, .shape = shape, .count = count};
+  a->bytes = f == ACTIVATIONS ? activation_size(d, shape) : count * element_bytes(d, f);
   a->guard = guard_bytes(d, f);
   a->memory = d->allocate(a->bytes + 2 * a->guard);
   a->data = a->memory + a->guard;
@@ -142,11 +157,11 @@ static inline array *new_array(const device *d, format f, size_t count, bool is_
 
 // host: floats, or BYTES; the device's conversion to its own format is checked by a case of its
 // own.
-static inline array *filled(const device *d, format f, const void *host, size_t count,
+static inline array *filled(const device *d, format f, const void *host, activation_shape shape,
                             bool is_output) {
-  array *a = new_array(d, f, count, is_output);
-  if (f == ACTIVATIONS || f == WEIGHTS)
-    d->upload_activations(a->data, host, count);
+  array *a = new_array(d, f, shape, is_output);
+  if (is_converted(d, f))
+    d->upload_activations(a->data, host, shape);
   else
     d->upload(a->data, host, a->bytes);
   d->download(a->before + a->guard, a->data, a->bytes);
@@ -154,18 +169,34 @@ static inline array *filled(const device *d, format f, const void *host, size_t 
 }
 
 static inline array *input(const device *d, format f, const void *host, size_t count) {
-  return filled(d, f, host, count, false);
+  return filled(d, f, host, in_a_line(count), false);
+}
+
+static inline array *input_activations(const device *d, const void *host, activation_shape shape) {
+  return filled(d, ACTIVATIONS, host, shape, false);
 }
 
 // An output that the operation also reads.
 static inline array *changed(const device *d, format f, const void *host, size_t count) {
-  return filled(d, f, host, count, true);
+  return filled(d, f, host, in_a_line(count), true);
+}
+
+static inline array *changed_activations(const device *d, const void *host,
+                                         activation_shape shape) {
+  return filled(d, ACTIVATIONS, host, shape, true);
+}
+
+static inline array *poisoned(array *a) {
+  memset(a->before + a->guard, 0xff, a->bytes); // a NaN in every format
+  return a;
 }
 
 static inline array *output(const device *d, format f, size_t count) {
-  array *a = new_array(d, f, count, true);
-  memset(a->before + a->guard, 0xff, a->bytes); // a NaN in every format
-  return a;
+  return poisoned(new_array(d, f, in_a_line(count), true));
+}
+
+static inline array *output_activations(const device *d, activation_shape shape) {
+  return poisoned(new_array(d, ACTIVATIONS, shape, true));
 }
 
 static inline void free_arrays(void) {
@@ -201,9 +232,10 @@ static inline void run(const test_case *c, const device *d, launcher *launch) {
   add_row(c, d->name, "no stray write", !run_once(c, d, launch, false), 0);
   for (int i = 0; i < array_count; i++) {
     array *a = &arrays[i];
-    if (a->format == REALS) memcpy(a->values, a->after + a->guard, a->bytes);
-    if (a->format == ACTIVATIONS || a->format == WEIGHTS)
-      d->download_activations(a->values, a->data, a->count);
+    if (is_converted(d, a->format))
+      d->download_activations(a->values, a->data, a->shape);
+    else if (a->format != BYTES)
+      memcpy(a->values, a->after + a->guard, a->bytes);
   }
   if (c->size == LARGEST || (c->size == LARGE && strstr(d->name, "-plain"))) return;
   simt_reversed = kind == SIMULATED;
