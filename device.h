@@ -5,13 +5,14 @@
 //
 //     reference   reference/       plain loops that read like the formulas, sums in double
 //     cpu         the same, with the convolutions of cpu/ in place of the plain ones
+//     cpu-bf16    cpu-bf16/        for the CPU's own tensor cores (AMX)
 //     cuda        *.cu and gpu/    compiled by nvcc, for a GPU
 //     simt        the same files, compiled by g++ on a simulated GPU (simt/)
 //
 // The table is made so that a GPU can fill it, and three of its rules come from there:
 //
 // 1. Activations are opaque (`void *`). An *activation* is a number that one layer hands to the next.
-//    The CPU devices keep it as a float of 32 bits. The GPU devices keep it as a *bf16*: the upper
+//    `reference` and `cpu` keep it as a float of 32 bits. The others keep it as a *bf16*: the upper
 //    half of a float, with the same 8 bits of exponent but 8 bits of precision in place of 24. A bf16
 //    takes half the memory, and it is what a GPU's tensor cores take, its units that multiply small
 //    matrices (gpu/tile.h). Weights are floats on every device; where a device multiplies in bf16,
@@ -285,8 +286,9 @@ static inline size_t activation_size(const device *d, activation_shape s) {
 extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c
 
-// "reference", "cpu", "simt", "cuda", with "-plain" behind the last two for the plain kernels, or
-// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had.
+// "reference", "cpu", "cpu-bf16", "simt", "cuda", with "-plain" behind the last two for the plain
+// kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and the
+// kernel permits it, else cpu. NULL, with a line in e: it cannot be had.
 // run/devices.c
 const device *device_by_name(const char *name, error *e);
 bool device_name_is_known(const char *name);

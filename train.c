@@ -177,7 +177,7 @@ static bool run(trainer *t, error *e) {
   const options *o = &t->options;
   error closing;
   if (!strcmp(o->device, "auto") && !strcmp(t->device->name, "cpu"))
-    printf("no GPU found: using the CPU; --device cuda says why\n");
+    printf("no GPU found: using the CPU; --device cuda says why, --device cpu-bf16 why not AMX\n");
   if (!prepare(t, e)) return false;
   if (o->eval[0]) return evaluate(t, e);
   if (!report_open(&t->report, o, &t->data, t->device->name, &t->at, e)) return false;

@@ -25,9 +25,9 @@
 extern bool simt_reversed; // simt/simt.h: the last warp and lane first
 
 typedef struct {
-  const device *of[2];
+  const device *of[3];
   int count;
-} devices; // plain and fast
+} devices; // plain and fast, and the CPU's in blocks of bf16
 
 // SMALL: in the selection `quick`. LARGE: the plain kernel is not run reversed; LARGEST: neither
 // is.
@@ -54,7 +54,7 @@ typedef struct test_case {
 
 // -- The table ------------------------------------------------------------------------------------
 
-enum { MAX_CASES = 600, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
+enum { MAX_CASES = 800, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
 
 typedef struct {
   const char *operation, *device;
@@ -239,8 +239,8 @@ static inline void run(const test_case *c, const device *d, launcher *launch) {
   }
   if (c->size == LARGEST || (c->size == LARGE && strstr(d->name, "-plain"))) return;
   simt_reversed = kind == SIMULATED;
-  add_row(c, d->name, kind == SIMULATED ? "reversed" : "repeated", !run_once(c, d, launch, true),
-          0);
+  const bool simulated = !strncmp(d->name, "simt", 4);
+  add_row(c, d->name, simulated ? "reversed" : "repeated", !run_once(c, d, launch, true), 0);
   simt_reversed = false;
 }
 
@@ -336,11 +336,13 @@ static inline bool selected(const selection *s, const test_case *c) {
 
 // The devices of this process's kind; none, with a line in results, where there is no GPU.
 static inline devices open_devices(const selection *s) {
-  static const char *const names[2][2] = {{"simt-plain", "simt"}, {"cuda-plain", "cuda"}};
+  static const char *const names[2][3] = {{"simt-plain", "simt", "cpu-bf16"},
+                                          {"cuda-plain", "cuda", NULL}};
   devices found = {.count = 0};
   error e;
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < 3; i++) {
     const char *name = s->device ? s->device : names[kind][i];
+    if (!name) continue;
     if (s->device && (i || is_gpu(s->device) != (kind == ON_GPU))) continue;
     found.of[found.count] = device_by_name(name, &e);
     if (found.of[found.count])

@@ -80,6 +80,51 @@ static void test_conv_forward(const test_case *c, const devices *on) {
   }
 }
 
+// gamma, beta, running mean and running variance, one behind the other
+static array *norms;
+static array *added;
+
+static void launch_conv_norm_inference(const test_case *c, const device *d) {
+  const real *of = norms->data;
+  const int channels = c->conv.out_channels;
+  d->conv_norm_inference(&c->conv, y->data, x->data, w->data, of, of + channels,
+                         c->with_residual ? added->data : NULL, c->relu, of + 2 * channels,
+                         of + 3 * channels);
+}
+
+// The convolution's slack times the norm's slope, and what norm_slack in kernels_resnet18.h counts.
+static void test_conv_norm_inference(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const conv_inputs n = draw_conv(s);
+  const size_t channels = (size_t)s->out_channels;
+  const norm_shape shape = {s->batch * s->out_height * s->out_width, s->out_channels, s->batch};
+  real *z = poison(n.out), *expected = poison(n.out), *r_squared = poison(n.out);
+  real *of = normals(4 * channels, 0.5, 1), *variance = of + 3 * channels;
+  for (size_t k = 0; k < channels; k++) variance[k] = 0.1f + variance[k] * variance[k];
+  reference_conv_forward(s, z, n.x, n.w, NULL);
+  cpu_conv_forward(s, r_squared, squares(n.x, n.in), squares(n.w, n.filters), NULL);
+  double *slack = conv_slack(n.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  reference_norm_inference(&shape, expected, z, of, of + channels, c->with_residual ? n.dy : NULL,
+                           c->relu, of + 2 * channels, variance);
+  for (size_t i = 0; i < n.out; i++) {
+    const size_t k = i % channels;
+    const double slope = fabs(of[k]) / sqrt(variance[k] + NORM_EPSILON);
+    slack[i] = slope * (slack[i] + 16 * EPSILON * (fabs(z[i]) + fabs(of[2 * channels + k]))) +
+               16 * EPSILON * (fabs(of[channels + k]) + (c->with_residual ? fabs(n.dy[i]) : 0));
+  }
+  for (int i = 0; i < on->count; i++) {
+    if (!on->of[i]->conv_norm_inference) continue;
+    x = input_activations(on->of[i], n.x, n.x_shape);
+    w = input(on->of[i], WEIGHTS, n.w, n.filters);
+    norms = input(on->of[i], REALS, of, 4 * channels);
+    added = input_activations(on->of[i], n.dy, n.y_shape);
+    y = output_activations(on->of[i], n.y_shape);
+    run(c, on->of[i], launch_conv_norm_inference);
+    compare(c, y, "", expected, slack);
+    free_arrays();
+  }
+}
+
 static void launch_conv_backward_input(const test_case *c, const device *d) {
   d->conv_backward_input(&c->conv, dx->data, dy->data, w->data, c->accumulate);
 }

@@ -1,6 +1,6 @@
-// kernels_test.c - every CUDA kernel, plain and fast, against the reference: one table of
-// operation, shape, device, error, tolerance. On every machine for the simulated devices, and for
-// `cuda` too where a GPU answers.
+// kernels_test.c - every device that computes in bf16 against the reference: the CUDA kernels, plain
+// and fast, and the CPU's device cpu-bf16. One table of operation, shape, device, error, tolerance.
+// On every machine for the simulated devices and cpu-bf16, for `cuda` too where a GPU answers.
 //
 //     kernels_test [OPERATION] [DEVICE] [quick|network] [unguarded]        all of them without arguments
 //
@@ -29,6 +29,9 @@
 // / 8 blocks, 9 of up to 2^-24 of the largest, which is below 8 R. For convolutions:
 //
 //     slack = (9 K + 64 sqrt(K)) 2^-24 R
+//
+// (cpu-bf16's tensor cores do round, as often as an addition: cpu-bf16/tiles.h. The first slack
+// would do for them.)
 //
 // An average product is 0.64 R / sqrt(K): for the largest K here, 4608, three times that slack, for
 // 576 sixty times. R comes from the cpu device, run on squares (devices_test.c holds it against
@@ -103,6 +106,9 @@ static void add_conv(conv_shape s, int options, extent size) {
            s.in_height, s.in_width, s.in_channels, s.out_channels);
   for (int option = 0; option <= 1; option++) {
     if (!(options >> option & 1)) continue;
+    test_case *c = add_case("conv_norm_inference", test_conv_norm_inference, "%s%s", shape,
+                            option ? ", residual, ReLU" : "");
+    set_conv(c, s, option, size), c->relu = option;
     set_conv(add_case("conv_forward", test_conv_forward, "%s%s", shape, option ? ", sums" : ""), s,
              option, size);
     set_conv(add_case("conv_backward_input", test_conv_backward_input, "%s%s", shape,
@@ -142,6 +148,9 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(1, 16, 16, 40, 136, 3, 2), 3, MEDIUM);
   add_conv(make_conv_shape(1, 16, 16, 136, 72, 3, 1), 3, MEDIUM);
   add_conv(make_conv_shape(37, 3, 5, 70, 36, 1, 1), 3, MEDIUM);
+  // More groups of 32 images than one, the last one begun only.
+  add_conv(make_conv_shape(70, 4, 5, 12, 40, 3, 1), 3, SMALL);
+  add_conv(make_conv_shape(33, 9, 6, 40, 24, 3, 2), 3, SMALL);
 }
 
 // Every combination of what a call can ask for.

@@ -440,15 +440,15 @@ static void test_device(void) {
 }
 
 int main(void) {
-  static const char *const names[] = {"reference", "cpu",        "simt-plain",
+  static const char *const names[] = {"reference", "cpu",        "cpu-bf16", "simt-plain",
                                       "simt",      "cuda-plain", "cuda"};
   stream = random_open(check_seed("nan_test"), RANDOM_TEST, 0, 0);
   omp_set_num_threads(1); // small shapes
-  for (int i = 0; i < 6; i++) {
+  for (int i = 0; i < 7; i++) {
     error e;
     d = device_by_name(names[i], &e);
     if (d) test_device();
-    if (!d && i == 5) printf("no rows for cuda: %s\n", e.text);
+    if (!d && i == 6) printf("no rows for cuda: %s\n", e.text);
   }
   return check_summary();
 }

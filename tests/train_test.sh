@@ -257,7 +257,7 @@ refuse 2 '--milestones 100,50: .* rising' --milestones 100,50
 refuse 2 '--milestones 50,' --milestones 50,
 refuse 2 '--seed -1: .* a whole number from 0 to 18446744073709551615 is' --seed -1
 refuse 2 '--preset fast: .* recipe or quick is' --preset fast
-refuse 2 '--device gpu: .* auto, cuda, cpu, reference or simt is' --device gpu
+refuse 2 '--device gpu: .* auto, cuda, cpu, cpu-bf16, reference or simt is' --device gpu
 # The ends that do belong to a range.
 "$train" --lr 1e30 --momentum 0 --smoothing 0 --mixup-alpha 0 --width 1024 --batch 1 --plan >/dev/null &&
   "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null
