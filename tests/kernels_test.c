@@ -151,6 +151,7 @@ static void add_ragged_convs(void) {
   // More groups of 32 images than one, the last one begun only.
   add_conv(make_conv_shape(70, 4, 5, 12, 40, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(33, 9, 6, 40, 24, 3, 2), 3, SMALL);
+  add_conv(make_conv_shape(33, 3, 65, 3, 136, 3, 1), 1, SMALL); // chunks of them, added one by one
 }
 
 // Every combination of what a call can ask for.
