@@ -32,7 +32,7 @@ BUILD := build/$(notdir $(CC))$(VARIANT)
 TRAIN := $(BUILD)/train
 SHAPES := $(BUILD)/shapes
 
-LIBRARY := cifar.c network.c $(wildcard run/*.c) $(wildcard reference/*.c) $(wildcard cpu/*.c)
+LIBRARY := cifar.c network.c $(wildcard run/*.c) $(wildcard reference/*.c) $(wildcard cpu/*.c) $(wildcard cpu-bf16/*.c)
 # The same network and operations in double precision, for finite differences.
 DOUBLE := network.c run/random.c run/files.c run/safetensors.c $(wildcard reference/*.c)
 TESTS := $(filter-out gradients_test,$(basename $(notdir $(wildcard tests/*_test.c))))
@@ -117,7 +117,7 @@ help:
 build: found $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || \
 	  echo "  ✗ this directory cannot be written: what is called ./train below is $(TRAIN)"
-	@echo "built ./train: devices cpu, reference, simt$(if $(NVCC),$(comma) cuda)"
+	@echo "built ./train: devices cpu, cpu-bf16, reference, simt$(if $(NVCC),$(comma) cuda)"
 
 # What was found on this machine, and what that means.
 found:

@@ -5,13 +5,14 @@
 //
 //     reference   reference/       plain loops that read like the formulas, sums in double
 //     cpu         the same, with the convolutions of cpu/ in place of the plain ones
+//     cpu-bf16    cpu-bf16/        for the CPU's own tensor cores (AMX)
 //     cuda        *.cu and gpu/    compiled by nvcc, for a GPU
 //     simt        the same files, compiled by g++ on a simulated GPU (simt/)
 //
 // The table is made so that a GPU can fill it, and three of its rules come from there:
 //
 // 1. Activations are opaque (`void *`). An *activation* is a number that one layer hands to the next.
-//    The CPU devices keep it as a float of 32 bits. The GPU devices keep it as a *bf16*: the upper
+//    `reference` and `cpu` keep it as a float of 32 bits. The others keep it as a *bf16*: the upper
 //    half of a float, with the same 8 bits of exponent but 8 bits of precision in place of 24. A bf16
 //    takes half the memory, and it is what a GPU's tensor cores take, its units that multiply small
 //    matrices (gpu/tile.h). Weights are floats on every device; where a device multiplies in bf16,
@@ -115,7 +116,15 @@ static inline conv_shape make_conv_shape(int batch, int height, int width, int i
 typedef struct {
   int pixels; // B * H * W
   int channels;
+  int images; // B, where a device's layout depends on it; it divides pixels
 } norm_shape;
+
+// An activation's shape, as a whole.
+typedef struct {
+  int images;
+  int pixels; // of an image
+  int channels;
+} activation_shape;
 
 // Batch normalisation's two constants, PyTorch's defaults.
 #define NORM_EPSILON 1e-5   // added to the variance, so that 1 / sqrt(variance) is always finite
@@ -166,6 +175,9 @@ typedef struct device {
   const char *name;
   const char *description; // for the first lines of a run: "fp32, Winograd and direct convolution"
   size_t activation_bytes; // bytes of one activation
+  // Activations lie in blocks of so many images x channels, the last ones filled up with zeros
+  // (cpu-bf16/blocks.h); 1: one after another, as above.
+  int block;
   size_t rounded_weight_bytes; // see parameters.rounded_weight
   bool asynchronous;           // operations return before they are done; a download waits for them
 
@@ -179,9 +191,10 @@ typedef struct device {
   // Copies between host and device. Work already queued sees the old contents, later work the new.
   void (*upload)(void *device_memory, const void *host, size_t bytes);
   void (*download)(void *host, const void *device_memory, size_t bytes); // waits for queued work
-  // Converts `count` activations from and to host floats: for checks and for naming a bad tensor.
-  void (*upload_activations)(void *activations, const real *host, size_t count);
-  void (*download_activations)(real *host, const void *activations, size_t count);
+  // Converts activations from and to host floats, [images][pixels][channels] there: for checks and
+  // for naming a bad tensor.
+  void (*upload_activations)(void *activations, const real *host, activation_shape shape);
+  void (*download_activations)(real *host, const void *activations, activation_shape shape);
   // Makes `rounded_weight` agree with `weight` after an upload of weights.
   void (*refresh_rounded_weights)(const parameters *p);
 
@@ -309,11 +322,23 @@ struct fusions {
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
 };
 
+static inline size_t activation_count(activation_shape s) {
+  return (size_t)s.images * s.pixels * s.channels;
+}
+
+// Bytes that these activations take on the device.
+static inline size_t activation_size(const device *d, activation_shape s) {
+  s.images = (s.images + d->block - 1) / d->block * d->block;
+  s.channels = (s.channels + d->block - 1) / d->block * d->block;
+  return activation_count(s) * d->activation_bytes;
+}
+
 extern const device reference_device; // reference/device.c
 const device *cpu_device(void);       // cpu/device.c
 
-// "reference", "cpu", "simt", "cuda", with "-plain" behind the last two for the plain kernels, or
-// "auto": cuda where a GPU answers, else cpu. NULL, with a line in e: it cannot be had.
+// "reference", "cpu", "cpu-bf16", "simt", "cuda", with "-plain" behind the last two for the plain
+// kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and the
+// kernel permits it, else cpu. NULL, with a line in e: it cannot be had.
 // run/devices.c
 const device *device_by_name(const char *name, error *e);
 bool device_name_is_known(const char *name);

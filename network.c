@@ -103,16 +103,25 @@ bool network_describe(network *n, const device *d, int width, int batch, error *
 
 // -- Memory ----------------------------------------------------------------------------------------
 
-size_t unit_output_count(const unit *u, int batch) {
+activation_shape unit_output_shape(const unit *u, int images) {
   const conv_shape *s = &u->shape;
-  return (size_t)batch * s->out_height * s->out_width * s->out_channels;
+  return (activation_shape){images, s->out_height * s->out_width, s->out_channels};
+}
+
+static activation_shape input_shape(int images) {
+  return (activation_shape){images, IMAGE_SIDE * IMAGE_SIDE, IMAGE_CHANNELS};
+}
+
+static activation_shape pooled_shape(const network *n, int images) {
+  return (activation_shape){images, 1, 8 * n->width};
 }
 
 static void allocate_unit(network *n, unit *u) {
   const device *d = n->device;
   const size_t channels = (size_t)u->shape.out_channels;
-  u->z = d->allocate(unit_output_count(u, n->max_batch) * d->activation_bytes);
-  u->y = d->allocate(unit_output_count(u, n->max_batch) * d->activation_bytes);
+  const size_t bytes = activation_size(d, unit_output_shape(u, n->max_batch));
+  u->z = d->allocate(bytes);
+  u->y = d->allocate(bytes);
   u->sums = d->allocate(2 * channels * sizeof(double));
   u->saved_mean = d->allocate(channels * sizeof(real));
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
@@ -128,12 +137,12 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
       d->rounded_weight_bytes ? d->allocate(p->count * d->rounded_weight_bytes) : p->weight;
   n->statistics = d->allocate(n->statistics_size * sizeof(real));
   for (int i = 0; i < UNITS; i++) allocate_unit(n, &n->units[i]);
-  n->input = d->allocate((size_t)batch * IMAGE_BYTES * d->activation_bytes);
-  n->pooled = d->allocate((size_t)batch * 8 * width * d->activation_bytes);
+  n->input = d->allocate(activation_size(d, input_shape(batch)));
+  n->pooled = d->allocate(activation_size(d, pooled_shape(n, batch)));
   n->logits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   n->dlogits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   for (int i = 0; i < 3; i++)
-    n->gradient[i] = d->allocate(unit_output_count(&n->units[0], batch) * d->activation_bytes);
+    n->gradient[i] = d->allocate(activation_size(d, unit_output_shape(&n->units[0], batch)));
   return true;
 }
 
@@ -161,16 +170,21 @@ void network_free(network *n) {
 }
 
 size_t network_bytes_per_image(const network *n) {
-  const size_t activation = n->device->activation_bytes;
-  size_t activations = IMAGE_BYTES + 8 * (size_t)n->width + 3 * unit_output_count(&n->units[0], 1);
-  for (int i = 0; i < UNITS; i++) activations += 2 * unit_output_count(&n->units[i], 1);
-  return activations * activation + 2 * CLASSES * sizeof(real);
+  const device *d = n->device;
+  const int block = d->block; // of images: one takes its share of a whole one
+  size_t bytes = activation_size(d, input_shape(block)) +
+                 activation_size(d, pooled_shape(n, block)) +
+                 3 * activation_size(d, unit_output_shape(&n->units[0], block));
+  for (int i = 0; i < UNITS; i++)
+    bytes += 2 * activation_size(d, unit_output_shape(&n->units[i], block));
+  return bytes / block + 2 * CLASSES * sizeof(real);
 }
 
 size_t network_bytes(const network *n) {
+  const size_t block = n->device->block, images = (n->max_batch + block - 1) / block * block;
   return n->parameters.count * (3 * sizeof(real) + n->device->rounded_weight_bytes) +
          n->statistics_size * (2 * sizeof(real) + sizeof(double)) +
-         n->max_batch * network_bytes_per_image(n);
+         images * network_bytes_per_image(n);
 }
 
 // -- Initial weights ---------------------------------------------------------------------------
@@ -240,7 +254,7 @@ static norm_arrays arrays_of(const network *n, const unit *u) {
 
 static norm_shape norm_shape_of(const unit *u) {
   const conv_shape *s = &u->shape;
-  return (norm_shape){s->batch * s->out_height * s->out_width, s->out_channels};
+  return (norm_shape){s->batch * s->out_height * s->out_width, s->out_channels, s->batch};
 }
 
 // y = act(norm(conv(x)) + residual), with the running statistics.

@@ -96,8 +96,8 @@ void network_forward(network *n, int batch, bool training);
 // dlogits -> parameters.gradient, after a forward pass in training mode.
 void network_backward(network *n);
 
-// Activations in a unit's output, for so many images.
-size_t unit_output_count(const unit *u, int batch);
+// A unit's output, for so many images.
+activation_shape unit_output_shape(const unit *u, int images);
 
 // Bytes of device memory that network_create takes, and the part of them that grows with the batch.
 size_t network_bytes(const network *n);

@@ -149,8 +149,8 @@ static void run(bench *b, operation o, unit *u) {
   const void *w = u ? (char *)p->rounded_weight + p->list[u->weight].offset * element : NULL;
   void *const *g = b->n.gradient;
   const conv_shape *s = u ? &u->shape : NULL;
-  const norm_shape norm = {u ? s->batch * s->out_height * s->out_width : 0,
-                           u ? s->out_channels : 0};
+  const norm_shape norm = {u ? s->batch * s->out_height * s->out_width : 0, u ? s->out_channels : 0,
+                           BATCH};
   if (o == CONV_FORWARD) d->conv_forward(s, u->z, u->x, w, u->sums);
   if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], w, false);
   if (o == CONV_WEIGHT) d->conv_backward_weight(s, dw, g[1], u->x);

@@ -198,7 +198,7 @@ static void find_least(const network *n, double *flops, double *bytes) {
   *bytes = 30.0 * n->parameters.count + 3 * 2.0 * n->batch * IMAGE_BYTES;
   for (int i = 0; i < UNITS; i++) {
     const conv_shape *s = &n->units[i].shape;
-    const double z = (double)unit_output_count(&n->units[i], n->batch);
+    const double z = (double)activation_count(unit_output_shape(&n->units[i], n->batch));
     const bool is_first_of_block = i > 0 && s->kernel == 3 && n->units[i].x != n->units[i - 1].y;
     *flops += (i ? 3 : 2) * 2 * z * s->kernel * s->kernel * s->in_channels;
     *bytes += 2 * z * (3 + 2);                                             // z, dz

@@ -94,12 +94,10 @@ static conv_plan make_plan(const conv_shape *s) {
   return p;
 }
 
-// Working memory that only grows, kept from call to call until the process ends: fresh memory costs
-// a page fault every 4 KiB. One convolution runs at a time, so one piece is enough.
-static float *scratch(size_t floats) {
-  static float *memory;
+void *cpu_scratch(size_t bytes) {
+  static void *memory;
   static size_t size;
-  const size_t huge_page = 1 << 21, bytes = floats * sizeof(float);
+  const size_t huge_page = 1 << 21;
   if (bytes <= size) return memory;
   free(memory);
   size = ROUND_UP(bytes, huge_page);
@@ -253,7 +251,7 @@ typedef struct {
 } norm;
 
 static void normalise(const norm *m, float *y, size_t begin, size_t end, int channels) {
-  const norm_shape shape = {(int)(end - begin), channels};
+  const norm_shape shape = {.pixels = (int)(end - begin), .channels = channels};
   const real *residual = m->residual ? m->residual + begin * channels : NULL;
   y += begin * channels;
   reference_norm_inference(&shape, y, y, m->gamma, m->beta, residual, m->relu, m->mean,
@@ -270,7 +268,8 @@ static void gather(const conv_shape *s, float *to, const float *from, const floa
   const size_t pixels = out->height * out->width, sums_size = 2 * out->channels;
   const size_t w_size = p.filter_points * p.filter_points * p.w_step,
                threads = omp_get_max_threads();
-  double *partial = (double *)scratch(2 * parts * sums_size + w_size + threads * p.buffer);
+  double *partial =
+      cpu_scratch((2 * parts * sums_size + w_size + threads * p.buffer) * sizeof(float));
   float *W = (float *)(partial + parts * sums_size), *buffers = W + w_size;
   memset(partial, 0, parts * sums_size * sizeof *partial);
   read_filters(&p, W, w, backward);
@@ -352,7 +351,8 @@ void cpu_conv_backward_weight(const conv_shape *s, real *dw, const void *dz, con
   const int parts = MIN(MIN(WEIGHT_TASKS, affordable), DIVIDE_UP(rows, 4 * p.group));
   const int slices = MIN(DIVIDE_UP(filters, 64), DIVIDE_UP(WEIGHT_TASKS, parts));
   const int slice = ROUND_UP(DIVIDE_UP(filters, slices), 16);
-  float *partials = scratch(parts * size + omp_get_max_threads() * p.buffer);
+  float *partials =
+      cpu_scratch((parts * size + omp_get_max_threads() * p.buffer) * sizeof *partials);
 #pragma omp parallel for collapse(2) schedule(dynamic)
   for (int part = 0; part < parts; part++)
     for (int k = 0; k < filters; k += slice) {

@@ -11,6 +11,11 @@
 
 #include "device.h"
 
+// Working memory that only grows, kept from call to call until the process ends: fresh memory costs
+// a page fault every 4 KiB. One operation of a CPU's device runs at a time, so one piece is enough.
+// Aligned to 2 MiB; its contents are undefined.
+void *cpu_scratch(size_t bytes);
+
 // Whether cpu/ takes Winograd's method.
 bool cpu_conv_is_winograd(const conv_shape *shape);
 void cpu_conv_forward(const conv_shape *shape, void *z, const void *x, const void *w, double *sums);

@@ -109,14 +109,16 @@ void *workspace(size_t bytes) {
   return memory;
 }
 
-static void upload_activations(void *activations, const real *host, size_t count) {
+static void upload_activations(void *activations, const real *host, activation_shape shape) {
+  const size_t count = activation_count(shape);
   bf16 *rounded = (bf16 *)allocate(count * sizeof *rounded);
   for (size_t i = 0; i < count; i++) rounded[i] = to_bf16(host[i]);
   upload(activations, rounded, count * sizeof *rounded);
   free(rounded);
 }
 
-static void download_activations(real *host, const void *activations, size_t count) {
+static void download_activations(real *host, const void *activations, activation_shape shape) {
+  const size_t count = activation_count(shape);
   bf16 *rounded = (bf16 *)allocate(count * sizeof *rounded);
   download(rounded, activations, count * sizeof *rounded);
   for (size_t i = 0; i < count; i++) host[i] = to_float(rounded[i]);
@@ -128,6 +130,7 @@ static void download_activations(real *host, const void *activations, size_t cou
 static void fill(device *d, fusions *fused, const char *name, bool plain) {
   d->name = name;
   d->activation_bytes = d->rounded_weight_bytes = sizeof(bf16);
+  d->block = 1;
   d->asynchronous = true; // the simulator is not, but so the same code runs for both
   d->allocate = allocate_device;
   d->release = release_device;

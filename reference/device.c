@@ -17,12 +17,12 @@ static void copy(void *to, const void *from, size_t bytes) {
   memcpy(to, from, bytes);
 }
 
-static void copy_activations(void *activations, const real *host, size_t count) {
-  memcpy(activations, host, count * sizeof(real));
+static void copy_activations(void *activations, const real *host, activation_shape shape) {
+  memcpy(activations, host, activation_count(shape) * sizeof(real));
 }
 
-static void copy_to_host(real *host, const void *activations, size_t count) {
-  memcpy(host, activations, count * sizeof(real));
+static void copy_to_host(real *host, const void *activations, activation_shape shape) {
+  memcpy(host, activations, activation_count(shape) * sizeof(real));
 }
 
 static void nothing_to_refresh(const parameters *p) {
@@ -33,6 +33,7 @@ const device reference_device = {
     .name = "reference",
     .description = "plain loops",
     .activation_bytes = sizeof(real),
+    .block = 1,
     .rounded_weight_bytes = 0,
     .allocate = allocate_aligned,
     .release = free,

@@ -31,6 +31,9 @@ void reference_conv_backward_weight(const conv_shape *shape, real *dw, const voi
                                     const void *x);
 
 // -- resnet18.c
+// norm_forward's part that is done once a channel.
+void reference_norm_statistics(const norm_shape *shape, const double *sums, real *running_mean,
+                               real *running_var, real *saved_mean, real *saved_inverse_std);
 void reference_norm_forward(const norm_shape *shape, void *y, const void *z, const double *sums,
                             const real *gamma, const real *beta, const void *residual, bool relu,
                             real *running_mean, real *running_var, real *saved_mean,

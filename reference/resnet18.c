@@ -68,10 +68,8 @@ static void normalise(const norm_shape *shape, void *y, const void *z, const rea
   }
 }
 
-void reference_norm_forward(const norm_shape *shape, void *y, const void *z, const double *sums,
-                            const real *gamma, const real *beta, const void *residual, bool relu,
-                            real *running_mean, real *running_var, real *saved_mean,
-                            real *saved_inverse_std) {
+void reference_norm_statistics(const norm_shape *shape, const double *sums, real *running_mean,
+                               real *running_var, real *saved_mean, real *saved_inverse_std) {
   const double n = shape->pixels;
   for (int c = 0; c < shape->channels; c++) {
     const double mean = sums[c] / n;
@@ -84,6 +82,13 @@ void reference_norm_forward(const norm_shape *shape, void *y, const void *z, con
     running_var[c] =
         (real)((1 - NEW_BATCH_SHARE) * running_var[c] + NEW_BATCH_SHARE * variance * n / (n - 1));
   }
+}
+
+void reference_norm_forward(const norm_shape *shape, void *y, const void *z, const double *sums,
+                            const real *gamma, const real *beta, const void *residual, bool relu,
+                            real *running_mean, real *running_var, real *saved_mean,
+                            real *saved_inverse_std) {
+  reference_norm_statistics(shape, sums, running_mean, running_var, saved_mean, saved_inverse_std);
   normalise(shape, y, z, gamma, beta, residual, relu, saved_mean, saved_inverse_std);
 }
 

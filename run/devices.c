@@ -7,9 +7,11 @@
 // gpu.cu, compiled by nvcc where there is one (-DHAVE_CUDA), and by g++ on the simulator.
 const device *cuda_device(bool plain, error *e);
 const device *simt_device(bool plain);
+// cpu-bf16/device.c. Whether this machine makes it fast: it runs anywhere.
+const device *cpu_bf16_device(bool *fast);
 
 bool device_name_is_known(const char *name) {
-  static const char *const known[] = {"auto",       "cpu",  "reference",  "simt",
+  static const char *const known[] = {"auto",       "cpu",  "cpu-bf16",   "reference", "simt",
                                       "simt-plain", "cuda", "cuda-plain", NULL};
   for (int i = 0; known[i]; i++)
     if (!strcmp(name, known[i])) return true;
@@ -26,11 +28,15 @@ static const device *no_cuda(error *e) {
 #endif
 
 const device *device_by_name(const char *name, error *e) {
+  bool fast;
+  if (!strcmp(name, "cpu-bf16")) return cpu_bf16_device(&fast);
   if (!strcmp(name, "reference")) return &reference_device;
   if (!strcmp(name, "cpu")) return cpu_device();
   if (!strcmp(name, "simt")) return simt_device(false);
   if (!strcmp(name, "simt-plain")) return simt_device(true);
   if (!strcmp(name, "cuda") || !strcmp(name, "cuda-plain")) return cuda_device(name[4], e);
   const device *gpu = cuda_device(false, e); // auto: where there is none, why does not matter
-  return gpu ? gpu : cpu_device();
+  if (gpu) return gpu;
+  const device *bf16 = cpu_bf16_device(&fast);
+  return fast ? bf16 : cpu_device();
 }

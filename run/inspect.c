@@ -36,7 +36,7 @@ void network_print_plan(const network *n, FILE *out) {
     snprintf(shape, sizeof shape, "%dx%dx%d", s->out_height, s->out_width, s->out_channels);
     fprintf(out, "%-24s %-14s %-14s %12zu %12.2f %14.1f\n", module, in, shape,
             n->parameter_list[u->weight].count + 2 * (size_t)s->out_channels, unit_flops(u) / 1e6,
-            2.0 * unit_output_count(u, 1) * activation / 1024);
+            2.0 * activation_count(unit_output_shape(u, 1)) * activation / 1024);
   }
   fprintf(out, "%-24s %-14d %-14d %12d %12.2f %14.1f\n", "linear", 8 * n->width, CLASSES,
           CLASSES * (8 * n->width + 1), linear_flops(n) / 1e6,
@@ -79,10 +79,10 @@ const char *network_bad_statistic(const network *n) {
                    n->statistics_size);
 }
 
-static bool activations_finite(const network *n, const void *activations, size_t count) {
-  real *host = allocate(count * sizeof(real));
-  n->device->download_activations(host, activations, count);
-  const bool finite = all_finite(host, count);
+static bool activations_finite(const network *n, const void *activations, activation_shape shape) {
+  real *host = allocate(activation_count(shape) * sizeof(real));
+  n->device->download_activations(host, activations, shape);
+  const bool finite = all_finite(host, activation_count(shape));
   free(host);
   return finite;
 }
@@ -96,15 +96,16 @@ static const char *output_of(const parameter *weight) {
 }
 
 static const char *bad_output(const network *n, const unit *u) {
-  const size_t count = unit_output_count(u, n->batch);
-  if (!activations_finite(n, u->z, count)) return output_of(&n->parameter_list[u->weight]);
-  if (!activations_finite(n, u->y, count)) return output_of(&n->parameter_list[u->gamma]);
+  const activation_shape shape = unit_output_shape(u, n->batch);
+  if (!activations_finite(n, u->z, shape)) return output_of(&n->parameter_list[u->weight]);
+  if (!activations_finite(n, u->y, shape)) return output_of(&n->parameter_list[u->gamma]);
   return NULL;
 }
 
 const char *network_bad_activation(const network *n) {
   real logits[CLASSES];
-  if (!activations_finite(n, n->input, (size_t)n->batch * IMAGE_BYTES)) return "the input";
+  const activation_shape input = {n->batch, IMAGE_SIDE * IMAGE_SIDE, IMAGE_CHANNELS};
+  if (!activations_finite(n, n->input, input)) return "the input";
   const char *bad = bad_output(n, &n->units[0]);
   for (int i = 0; i < BLOCKS && !bad; i++) {
     const block *k = &n->blocks[i];

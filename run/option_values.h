@@ -25,7 +25,7 @@ typedef struct {
   const char *help;
 } option;
 
-#define OPTION_DEVICES "auto, cuda, cpu, reference or simt"
+#define OPTION_DEVICES "auto, cuda, cpu, cpu-bf16, reference or simt"
 #define OPTION_PRESETS "recipe or quick"
 
 // Puts the value that `text` stands for into the option's field of o. False where it stands for none,

@@ -199,7 +199,7 @@ static bool test_pass(const layer *l, const layer *absolutes, pass p) {
 static bool test_inference(const layer *l, bool option) {
   const conv_shape *s = &l->shape;
   const int channels = s->out_channels;
-  const norm_shape shape = {s->batch * s->out_height * s->out_width, channels};
+  const norm_shape shape = {s->batch * s->out_height * s->out_width, channels, s->batch};
   const guarded n = guarded_input(4 * channels, WEIGHT_GUARD); // gamma, beta, mean, variance
   const guarded residual = guarded_input(l->dy.count, GUARD);
   const float *gamma = n.data, *beta = gamma + channels, *mean = beta + channels;
@@ -291,7 +291,7 @@ static float *a, *b, *per_channel, *out;
 static uint8_t *images, *labels;
 static sample *samples;
 static const step_values step = {.lambda = 0.3f, .learning_rate = 0.1f};
-static const norm_shape shape = {PIXELS, CHANNELS};
+static const norm_shape shape = {PIXELS, CHANNELS, 7};
 
 static void run_mix_images(void) {
   cpu->mix_images(IMAGES, out, images, samples, &step);

@@ -110,7 +110,7 @@ static void measure(const norm_inputs *p, int c, double *mean, double *variance,
 // Channel 0 is constant and channel 1 varies by 0.003, so that epsilon counts.
 static norm_inputs draw_norm(int pixels, int channels, bool residual, bool relu) {
   const size_t count = (size_t)pixels * channels;
-  const norm_inputs p = {.shape = {pixels, channels},
+  const norm_inputs p = {.shape = {pixels, channels, 1},
                          .relu = relu,
                          .x = normals(count, 0.5, 1.5),
                          .gamma = normals(channels, 1, 0.3),

@@ -160,7 +160,7 @@ static double norm_objective(const void *problem) {
 static norm_problem draw_norm(int pixels, int channels, bool residual, bool relu) {
   const size_t count = (size_t)pixels * channels;
   for (;; release()) {
-    const norm_problem p = {.shape = {pixels, channels},
+    const norm_problem p = {.shape = {pixels, channels, 1},
                             .relu = relu,
                             .x = normals(count, 0.5, 1.5),
                             .gamma = normals(channels, 1, 0.3),

@@ -25,13 +25,17 @@
 extern bool simt_reversed; // simt/simt.h: the last warp and lane first
 
 typedef struct {
-  const device *of[2];
+  const device *of[3];
   int count;
-} devices; // plain and fast
+} devices; // plain and fast, and the CPU's in blocks of bf16
 
-// SMALL: in the selection `quick`. LARGE: the plain kernel is not run reversed; LARGEST: neither
-// is.
-typedef enum { SMALL, MEDIUM, LARGE, LARGEST } extent;
+static inline bool is_fast_kernel(const device *d) {
+  return !strcmp(d->name, "simt") || !strcmp(d->name, "cuda");
+}
+
+// SMALL: in the selection `quick`. LARGE: only the fast kernels run twice, the second time reversed.
+// LARGEST: only they run, and once. IN_BLOCKS: `quick` too, for cpu-bf16 alone.
+typedef enum { SMALL, MEDIUM, LARGE, LARGEST, IN_BLOCKS } extent;
 
 typedef struct test_case {
   const char *operation; // its name in device.h
@@ -54,7 +58,7 @@ typedef struct test_case {
 
 // -- The table ------------------------------------------------------------------------------------
 
-enum { MAX_CASES = 1200, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
+enum { MAX_CASES = 1600, CASE_ROWS = 30, SIMULATED = 0, ON_GPU = 1 };
 
 typedef struct {
   const char *operation, *device;
@@ -103,6 +107,7 @@ typedef struct {
   const device *device;
   format format;
   bool is_output;
+  activation_shape shape;     // of ACTIVATIONS; of others, all elements in a line
   size_t count, bytes, guard; // elements; bytes; bytes before and as many behind
   uint8_t *memory;            // the device's, guards included
   void *data;                 // in it, behind the first guard
@@ -117,7 +122,20 @@ static array *x, *w, *y, *dy, *dx, *dw, *sums; // those of the case at work that
 static bool unguarded; // from the command line: so the simulator's watch sees the first byte beyond
 
 static inline size_t element_bytes(const device *d, format f) {
-  return f == BYTES ? 1 : f == REALS ? sizeof(real) : d->activation_bytes;
+  const size_t of_weight = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
+  return f == BYTES     ? 1
+         : f == REALS   ? sizeof(real)
+         : f == WEIGHTS ? of_weight
+                        : d->activation_bytes;
+}
+
+static inline activation_shape in_a_line(size_t count) {
+  return (activation_shape){1, 1, (int)count};
+}
+
+// WEIGHTS that are rounded have the format of activations, WEIGHTS that are not that of REALS.
+static inline bool is_converted(const device *d, format f) {
+  return f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);
 }
 
 static inline size_t guard_bytes(const device *d, format f) {
@@ -125,11 +143,12 @@ static inline size_t guard_bytes(const device *d, format f) {
   return f == WEIGHTS || f == REALS ? 8 * 33 * element_bytes(d, f) : 256;
 }
 
-static inline array *new_array(const device *d, format f, size_t count, bool is_output) {
+static inline array *new_array(const device *d, format f, activation_shape shape, bool is_output) {
   if (array_count == MAX_ARRAYS) abort();
   array *a = &arrays[array_count++];
-  *a = (array){.device = d, .format = f, .is_output = is_output, .count = count};
-  a->bytes = count * element_bytes(d, f);
+  const size_t count = activation_count(shape);
+  *a = (array){.device = d, .format = f, .is_output = is_output, .shape = shape, .count = count};
+  a->bytes = f == ACTIVATIONS ? activation_size(d, shape) : count * element_bytes(d, f);
   a->guard = guard_bytes(d, f);
   a->memory = d->allocate(a->bytes + 2 * a->guard);
   a->data = a->memory + a->guard;
@@ -142,11 +161,11 @@ static inline array *new_array(const device *d, format f, size_t count, bool is_
 
 // host: floats, or BYTES; the device's conversion to its own format is checked by a case of its
 // own.
-static inline array *filled(const device *d, format f, const void *host, size_t count,
+static inline array *filled(const device *d, format f, const void *host, activation_shape shape,
                             bool is_output) {
-  array *a = new_array(d, f, count, is_output);
-  if (f == ACTIVATIONS || f == WEIGHTS)
-    d->upload_activations(a->data, host, count);
+  array *a = new_array(d, f, shape, is_output);
+  if (is_converted(d, f))
+    d->upload_activations(a->data, host, shape);
   else
     d->upload(a->data, host, a->bytes);
   d->download(a->before + a->guard, a->data, a->bytes);
@@ -154,18 +173,34 @@ static inline array *filled(const device *d, format f, const void *host, size_t 
 }
 
 static inline array *input(const device *d, format f, const void *host, size_t count) {
-  return filled(d, f, host, count, false);
+  return filled(d, f, host, in_a_line(count), false);
+}
+
+static inline array *input_activations(const device *d, const void *host, activation_shape shape) {
+  return filled(d, ACTIVATIONS, host, shape, false);
 }
 
 // An output that the operation also reads.
 static inline array *changed(const device *d, format f, const void *host, size_t count) {
-  return filled(d, f, host, count, true);
+  return filled(d, f, host, in_a_line(count), true);
+}
+
+static inline array *changed_activations(const device *d, const void *host,
+                                         activation_shape shape) {
+  return filled(d, ACTIVATIONS, host, shape, true);
+}
+
+static inline array *poisoned(array *a) {
+  memset(a->before + a->guard, 0xff, a->bytes); // a NaN in every format
+  return a;
 }
 
 static inline array *output(const device *d, format f, size_t count) {
-  array *a = new_array(d, f, count, true);
-  memset(a->before + a->guard, 0xff, a->bytes); // a NaN in every format
-  return a;
+  return poisoned(new_array(d, f, in_a_line(count), true));
+}
+
+static inline array *output_activations(const device *d, activation_shape shape) {
+  return poisoned(new_array(d, ACTIVATIONS, shape, true));
 }
 
 static inline void free_arrays(void) {
@@ -201,14 +236,15 @@ static inline void run(const test_case *c, const device *d, launcher *launch) {
   add_row(c, d->name, "no stray write", !run_once(c, d, launch, false), 0);
   for (int i = 0; i < array_count; i++) {
     array *a = &arrays[i];
-    if (a->format == REALS) memcpy(a->values, a->after + a->guard, a->bytes);
-    if (a->format == ACTIVATIONS || a->format == WEIGHTS)
-      d->download_activations(a->values, a->data, a->count);
+    if (is_converted(d, a->format))
+      d->download_activations(a->values, a->data, a->shape);
+    else if (a->format != BYTES)
+      memcpy(a->values, a->after + a->guard, a->bytes);
   }
-  if (c->size == LARGEST || (c->size == LARGE && strstr(d->name, "-plain"))) return;
+  if (c->size == LARGEST || (c->size == LARGE && !is_fast_kernel(d))) return;
   simt_reversed = kind == SIMULATED;
-  add_row(c, d->name, kind == SIMULATED ? "reversed" : "repeated", !run_once(c, d, launch, true),
-          0);
+  const bool simulated = !strncmp(d->name, "simt", 4);
+  add_row(c, d->name, simulated ? "reversed" : "repeated", !run_once(c, d, launch, true), 0);
   simt_reversed = false;
 }
 
@@ -289,7 +325,7 @@ static inline void compare_exactly(const test_case *c, const array *out, const c
 typedef struct {
   uint64_t seed;
   const char *operation, *device; // what the command line selects; NULL: all
-  bool quick, network;            // small shapes only; the network's only, at width 64 and batch 2
+  bool quick, network;            // small shapes only; the network's only, at width 64 and batch 1
 } selection;
 
 static inline bool is_gpu(const char *device_name) {
@@ -299,16 +335,18 @@ static inline bool is_gpu(const char *device_name) {
 static inline bool selected(const selection *s, const test_case *c) {
   const bool of_network = c->size == LARGE || (c->size == MEDIUM && !c->conv.batch);
   return (!s->operation || !strcmp(s->operation, c->operation)) &&
-         (!s->quick || c->size == SMALL) && (!s->network || of_network);
+         (!s->quick || c->size == SMALL || c->size == IN_BLOCKS) && (!s->network || of_network);
 }
 
 // The devices of this process's kind; none, with a line in results, where there is no GPU.
 static inline devices open_devices(const selection *s) {
-  static const char *const names[2][2] = {{"simt-plain", "simt"}, {"cuda-plain", "cuda"}};
+  static const char *const names[2][3] = {{"simt-plain", "simt", "cpu-bf16"},
+                                          {"cuda-plain", "cuda", NULL}};
   devices found = {.count = 0};
   error e;
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < 3; i++) {
     const char *name = s->device ? s->device : names[kind][i];
+    if (!name) continue;
     if (s->device && (i || is_gpu(s->device) != (kind == ON_GPU))) continue;
     found.of[found.count] = device_by_name(name, &e);
     if (found.of[found.count])
@@ -319,13 +357,27 @@ static inline devices open_devices(const selection *s) {
   return found;
 }
 
+// Those of them on which a case of that size runs.
+static inline devices devices_for(extent size, const devices *all) {
+  devices chosen = {.count = 0};
+  for (int i = 0; i < all->count; i++) {
+    const device *d = all->of[i];
+    const bool wanted = size == LARGEST     ? is_fast_kernel(d)
+                        : size == IN_BLOCKS ? !strcmp(d->name, "cpu-bf16")
+                                            : true;
+    if (wanted) chosen.of[chosen.count++] = d;
+  }
+  return chosen;
+}
+
 static inline void work(const selection *s) {
-  const devices on = open_devices(s);
-  for (int i; on.count && (i = atomic_fetch_add(&results[kind].next, 1)) < case_count;) {
+  const devices all = open_devices(s);
+  for (int i; all.count && (i = atomic_fetch_add(&results[kind].next, 1)) < case_count;) {
     if (!selected(s, &cases[i])) continue;
     results[kind].of[i].process = getpid();
     stream = random_open(s->seed, RANDOM_TEST, 1, (uint32_t)i);
-    cases[i].test(&cases[i], &on);
+    const devices on = devices_for(cases[i].size, &all);
+    if (on.count) cases[i].test(&cases[i], &on);
     release();
     results[kind].of[i].process = 0;
   }

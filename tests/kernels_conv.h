@@ -8,13 +8,16 @@
 
 typedef struct {
   size_t in, filters, out; // elements of x, w, y
+  activation_shape x_shape, y_shape;
   real *x, *w, *dy, *before;
 } conv_inputs;
 
 static conv_inputs draw_conv(const conv_shape *s) {
   conv_inputs n = {.in = (size_t)s->batch * s->in_height * s->in_width * s->in_channels,
                    .filters = (size_t)s->out_channels * s->kernel * s->kernel * s->in_channels,
-                   .out = (size_t)s->batch * s->out_height * s->out_width * s->out_channels};
+                   .out = (size_t)s->batch * s->out_height * s->out_width * s->out_channels,
+                   .x_shape = {s->batch, s->in_height * s->in_width, s->in_channels},
+                   .y_shape = {s->batch, s->out_height * s->out_width, s->out_channels}};
   n.x = bf16_normals(n.in, 0, 1);
   n.w = bf16_normals(n.filters, 0, 1);
   n.dy = bf16_normals(n.out, 0, 1);
@@ -66,9 +69,9 @@ static void test_conv_forward(const test_case *c, const devices *on) {
   cpu_conv_forward(s, r_squared, squares(n.x, n.in), squares(n.w, n.filters), NULL);
   const double *slack = conv_slack(n.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
   for (int i = 0; i < on->count; i++) {
-    x = input(on->of[i], ACTIVATIONS, n.x, n.in);
+    x = input_activations(on->of[i], n.x, n.x_shape);
     w = input(on->of[i], WEIGHTS, n.w, n.filters);
-    y = output(on->of[i], ACTIVATIONS, n.out);
+    y = output_activations(on->of[i], n.y_shape);
     if (c->with_sums) sums = output(on->of[i], BYTES, 2 * sizeof(double) * (size_t)s->out_channels);
     run(c, on->of[i], launch_conv_forward);
     compare(c, y, "", expected, slack);
@@ -91,10 +94,10 @@ static void test_conv_backward_input(const test_case *c, const devices *on) {
   const double *slack = conv_slack(n.in, r_squared, s->kernel * s->kernel * s->out_channels,
                                    c->accumulate ? n.before : NULL);
   for (int i = 0; i < on->count; i++) {
-    dy = input(on->of[i], ACTIVATIONS, n.dy, n.out);
+    dy = input_activations(on->of[i], n.dy, n.y_shape);
     w = input(on->of[i], WEIGHTS, n.w, n.filters);
-    dx = c->accumulate ? changed(on->of[i], ACTIVATIONS, n.before, n.in)
-                       : output(on->of[i], ACTIVATIONS, n.in);
+    dx = c->accumulate ? changed_activations(on->of[i], n.before, n.x_shape)
+                       : output_activations(on->of[i], n.x_shape);
     run(c, on->of[i], launch_conv_backward_input);
     compare(c, dx, "", expected, slack);
     free_arrays();
@@ -114,8 +117,8 @@ static void test_conv_backward_weight(const test_case *c, const devices *on) {
   const double *slack =
       conv_slack(n.filters, r_squared, s->batch * s->out_height * s->out_width, NULL);
   for (int i = 0; i < on->count; i++) {
-    x = input(on->of[i], ACTIVATIONS, n.x, n.in);
-    dy = input(on->of[i], ACTIVATIONS, n.dy, n.out);
+    x = input_activations(on->of[i], n.x, n.x_shape);
+    dy = input_activations(on->of[i], n.dy, n.y_shape);
     dw = output(on->of[i], REALS, n.filters);
     run(c, on->of[i], launch_conv_backward_weight);
     compare(c, dw, "", expected, slack);

@@ -58,7 +58,7 @@ static void launch_conv_norm_inference(const test_case *c, const device *d) {
 static void test_conv_norm_inference(const test_case *c, const devices *on) {
   const conv_shape *s = &c->conv;
   const size_t channels = (size_t)s->out_channels;
-  const norm_shape shape = {(int)pixels_of_output(s), s->out_channels};
+  const norm_shape shape = {(int)pixels_of_output(s), s->out_channels, s->batch};
   const conv_inputs in = draw_conv(s);
   const host_norm h = draw_host_norm(channels);
   norm_inputs n = {.count = in.out, .residual = in.dy, .gamma = h.gamma, .beta = h.beta};
@@ -77,10 +77,10 @@ static void test_conv_norm_inference(const test_case *c, const devices *on) {
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->conv_norm_inference) continue;
-    x = input(d, ACTIVATIONS, in.x, in.in);
+    x = input_activations(d, in.x, in.x_shape);
     w = input(d, WEIGHTS, in.w, in.filters);
-    y = output(d, ACTIVATIONS, in.out);
-    residual = input(d, ACTIVATIONS, in.dy, in.out);
+    y = output_activations(d, in.y_shape);
+    residual = input_activations(d, in.dy, in.y_shape);
     put_norm(d, &h, channels, false);
     run(c, d, launch_conv_norm_inference);
     compare(c, y, "", expected, slack);
@@ -140,9 +140,9 @@ static void test_conv_statistics(const test_case *c, const devices *on) {
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused) continue;
-    x = input(d, ACTIVATIONS, in.x, in.in);
+    x = input_activations(d, in.x, in.x_shape);
     w = input(d, WEIGHTS, in.w, in.filters);
-    y = output(d, ACTIVATIONS, in.out);
+    y = output_activations(d, in.y_shape);
     put_norm(d, &h, (size_t)s->out_channels, true);
     run(c, d, launch_conv_statistics);
     compare(c, y, "", expected, slack);
@@ -170,9 +170,9 @@ static void test_norm_apply(const test_case *c, const devices *on) {
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused) continue;
-    x = input(d, ACTIVATIONS, n.x, n.count);
-    y = output(d, ACTIVATIONS, n.count);
-    if (c->with_residual) residual = input(d, ACTIVATIONS, n.residual, n.count);
+    x = input_activations(d, n.x, n.shape);
+    y = output_activations(d, n.shape);
+    if (c->with_residual) residual = input_activations(d, n.residual, n.shape);
     put_norm(d, &h, channels, false);
     run(c, d, launch_norm_apply);
     compare(c, y, "", expected, slack);
@@ -252,11 +252,12 @@ static void test_conv_backward_masked(const test_case *c, const devices *on) {
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused) continue;
-    dy = input(d, ACTIVATIONS, n.dy, n.out);
+    dy = input_activations(d, n.dy, n.y_shape);
     w = input(d, WEIGHTS, n.w, n.filters);
-    dx = c->accumulate ? changed(d, ACTIVATIONS, n.before, n.in) : output(d, ACTIVATIONS, n.in);
-    z_below = input(d, ACTIVATIONS, z, n.in);
-    y_below = input(d, ACTIVATIONS, y_of, n.in);
+    dx = c->accumulate ? changed_activations(d, n.before, n.x_shape)
+                       : output_activations(d, n.x_shape);
+    z_below = input_activations(d, z, n.x_shape);
+    y_below = input_activations(d, y_of, n.x_shape);
     put_norm(d, &h, channels, false);
     dgamma = output(d, REALS, channels);
     dbeta = output(d, REALS, channels);
@@ -281,10 +282,10 @@ static void test_norm_spread(const test_case *c, const devices *on) {
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused) continue;
-    x = input(d, ACTIVATIONS, n.x, n.count);
-    dy = c->alias == DX_IS_DY ? changed(d, ACTIVATIONS, g.dy, n.count)
-                              : input(d, ACTIVATIONS, g.dy, n.count);
-    dx = c->alias == DX_IS_DY ? dy : output(d, ACTIVATIONS, n.count);
+    x = input_activations(d, n.x, n.shape);
+    dy = c->alias == DX_IS_DY ? changed_activations(d, g.dy, n.shape)
+                              : input_activations(d, g.dy, n.shape);
+    dx = c->alias == DX_IS_DY ? dy : output_activations(d, n.shape);
     put_norm(d, &h, channels, false);
     dgamma = input(d, REALS, g.dgamma, channels);
     dbeta = input(d, REALS, g.dbeta, channels);

@@ -11,6 +11,7 @@
 
 typedef struct {
   size_t count;
+  activation_shape shape;                              // of x
   real *x, *residual, *gamma, *beta, *mean, *variance; // running statistics, the last two
   double *sums;
 } norm_inputs;
@@ -19,7 +20,8 @@ typedef struct {
 // third digit; channel 2 is constant, where nothing but epsilon keeps the division finite.
 static norm_inputs draw_norm(const norm_shape *s) {
   const size_t channels = (size_t)s->channels;
-  norm_inputs n = {.count = (size_t)s->pixels * channels};
+  norm_inputs n = {.count = (size_t)s->pixels * channels,
+                   .shape = {s->images, s->pixels / s->images, s->channels}};
   n.x = normals(n.count, 0.5, 2);
   for (size_t i = 0; i < n.count; i++) {
     if (i % channels == 1) n.x[i] += 100;
@@ -65,11 +67,11 @@ static void launch_norm_forward(const test_case *c, const device *d) {
 
 static void put_norm_inputs(const test_case *c, const device *d, const norm_inputs *n) {
   const size_t channels = (size_t)c->norm.channels;
-  x = input(d, ACTIVATIONS, n->x, n->count);
+  x = input_activations(d, n->x, n->shape);
   gammas = input(d, REALS, n->gamma, channels);
   betas = input(d, REALS, n->beta, channels);
-  y = output(d, ACTIVATIONS, n->count);
-  if (c->with_residual) residual = input(d, ACTIVATIONS, n->residual, n->count);
+  y = output_activations(d, n->shape);
+  if (c->with_residual) residual = input_activations(d, n->residual, n->shape);
 }
 
 static void test_norm_forward(const test_case *c, const devices *on) {
@@ -210,14 +212,13 @@ static void put_norm_gradients(const test_case *c, const device *d, const norm_i
   const size_t channels = (size_t)c->norm.channels;
   const bool dx_is_dy = c->alias == DX_IS_DY || c->alias == DX_IS_DY_AND_DRESIDUAL;
   const bool dy_changes = dx_is_dy || c->alias == DRESIDUAL_IS_DY;
-  x = input(d, ACTIVATIONS, n->x, n->count);
-  y = input(d, ACTIVATIONS, g->y, n->count);
-  dy = dy_changes ? changed(d, ACTIVATIONS, g->dy, n->count)
-                  : input(d, ACTIVATIONS, g->dy, n->count);
-  dx = dx_is_dy ? dy : output(d, ACTIVATIONS, n->count);
+  x = input_activations(d, n->x, n->shape);
+  y = input_activations(d, g->y, n->shape);
+  dy = dy_changes ? changed_activations(d, g->dy, n->shape) : input_activations(d, g->dy, n->shape);
+  dx = dx_is_dy ? dy : output_activations(d, n->shape);
   dresidual = c->alias == DRESIDUAL_IS_DY ? dy
               : c->alias == SEPARATE || c->alias == DX_IS_DY_AND_DRESIDUAL
-                  ? output(d, ACTIVATIONS, n->count)
+                  ? output_activations(d, n->shape)
                   : NULL;
   gammas = input(d, REALS, n->gamma, channels);
   mean = input(d, REALS, g->mean, channels);
@@ -260,8 +261,8 @@ static void test_pool_forward(const test_case *c, const devices *on) {
     slack[i / ((size_t)c->pixels * c->channels) * c->channels + i % (size_t)c->channels] +=
         (c->pixels + 1) * EPSILON * fabs((double)values[i]) / c->pixels;
   for (int i = 0; i < on->count; i++) {
-    x = input(on->of[i], ACTIVATIONS, values, in);
-    y = output(on->of[i], ACTIVATIONS, count);
+    x = input_activations(on->of[i], values, (activation_shape){c->batch, c->pixels, c->channels});
+    y = output_activations(on->of[i], (activation_shape){c->batch, 1, c->channels});
     run(c, on->of[i], launch_pool_forward);
     compare(c, y, "", expected, slack);
     free_arrays();
@@ -275,8 +276,8 @@ static void test_pool_backward(const test_case *c, const devices *on) {
   reference_pool_backward(c->batch, c->pixels, c->channels, expected, values);
   const double *slack = few_roundings(in, expected, 3);
   for (int i = 0; i < on->count; i++) {
-    dy = input(on->of[i], ACTIVATIONS, values, count);
-    dx = output(on->of[i], ACTIVATIONS, in);
+    dy = input_activations(on->of[i], values, (activation_shape){c->batch, 1, c->channels});
+    dx = output_activations(on->of[i], (activation_shape){c->batch, c->pixels, c->channels});
     run(c, on->of[i], launch_pool_backward);
     compare(c, dx, "", expected, slack);
     free_arrays();
@@ -322,7 +323,7 @@ static void test_linear_forward(const test_case *c, const devices *on) {
                                 (matrix){weights, 1, c->channels});
   for (int i = 0; i < out; i++) slack[i] += 2 * EPSILON * fabs((double)biases[i % CLASSES]);
   for (int i = 0; i < on->count; i++) {
-    x = input(on->of[i], ACTIVATIONS, values, in);
+    x = input_activations(on->of[i], values, (activation_shape){c->batch, 1, c->channels});
     w = input(on->of[i], WEIGHTS, weights, filters);
     bias = input(on->of[i], REALS, biases, CLASSES);
     logits = output(on->of[i], REALS, out);
@@ -353,10 +354,10 @@ static void test_linear_backward(const test_case *c, const devices *on) {
   const double *slack_of_dbias =
       product_slack(CLASSES, 1, c->batch, transposed, (matrix){&one, 0, 0});
   for (int i = 0; i < on->count; i++) {
-    x = input(on->of[i], ACTIVATIONS, values, in);
+    x = input_activations(on->of[i], values, (activation_shape){c->batch, 1, c->channels});
     w = input(on->of[i], WEIGHTS, weights, filters);
     dlogits = input(on->of[i], REALS, gradients, out);
-    dx = output(on->of[i], ACTIVATIONS, in);
+    dx = output_activations(on->of[i], (activation_shape){c->batch, 1, c->channels});
     dw = output(on->of[i], REALS, filters);
     dbias = output(on->of[i], REALS, CLASSES);
     run(c, on->of[i], launch_linear_backward);

@@ -55,7 +55,8 @@ static void test_mix_images(const test_case *c, const devices *on) {
     images = input(on->of[i], BYTES, bytes, IMAGES * IMAGE_BYTES);
     samples = input(on->of[i], BYTES, drawn, (size_t)c->batch * sizeof *drawn);
     step = input(on->of[i], BYTES, &values, sizeof values);
-    x = output(on->of[i], ACTIVATIONS, count);
+    x = output_activations(
+        on->of[i], (activation_shape){c->batch, IMAGE_BYTES / IMAGE_CHANNELS, IMAGE_CHANNELS});
     run(c, on->of[i], launch_mix_images);
     compare(c, x, "", expected, slack);
     free_arrays();

@@ -1,6 +1,6 @@
-// kernels_test.c - every CUDA kernel, plain and fast, against the reference: one table of
-// operation, shape, device, error, tolerance. On every machine for the simulated devices, and for
-// `cuda` too where a GPU answers.
+// kernels_test.c - every device that computes in bf16 against the reference: the CUDA kernels, plain
+// and fast, and the CPU's device cpu-bf16. One table of operation, shape, device, error, tolerance.
+// On every machine for the simulated devices and cpu-bf16, for `cuda` too where a GPU answers.
 //
 //     kernels_test [OPERATION] [DEVICE] [quick|network] [unguarded]        all of them without arguments
 //
@@ -30,6 +30,9 @@
 //
 //     slack = (9 K + 64 sqrt(K)) 2^-24 R
 //
+// (cpu-bf16's tensor cores do round, as often as an addition: cpu-bf16/tiles.h. The first slack
+// would do for them.)
+//
 // An average product is 0.64 R / sqrt(K): for the largest K here, 4608, three times that slack, for
 // 576 sixty times. R comes from the cpu device, run on squares (devices_test.c holds it against
 // the reference).
@@ -55,6 +58,7 @@ static void test_activations(const test_case *c, const devices *on) {
   static const real special[] = {0,          -0.0f,         0x1.01p0f, 0x1.03p0f,
                                  -0x1.01p0f, 0x1.010002p0f, 1e-45f,    0x1p-133f,
                                  0x1p-126f,  0x1.fep127f,   -INFINITY, INFINITY};
+  static const activation_shape shape = {5, 4, 50};
   enum { COUNT = 1000, SPECIAL = sizeof special / sizeof *special };
   real *values = normals(COUNT, 0, 100), *expected = take(COUNT * sizeof *expected);
   memcpy(values, special, sizeof special);
@@ -63,11 +67,11 @@ static void test_activations(const test_case *c, const devices *on) {
   values[SPECIAL] = NAN;
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
-    void *there = d->allocate(COUNT * d->activation_bytes);
+    void *there = d->allocate(activation_size(d, shape));
     real back[COUNT];
     size_t wrong = 0;
-    d->upload_activations(there, values, COUNT);
-    d->download_activations(back, there, COUNT);
+    d->upload_activations(there, values, shape);
+    d->download_activations(back, there, shape);
     for (int j = 0; j < COUNT; j++)
       wrong += !(j == SPECIAL ? isnan(back[j]) : back[j] == expected[j]);
     add_row(c, d->name, "rounded to nearest, ties to even", (double)wrong, 0);
@@ -159,11 +163,16 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(1, 16, 16, 40, 136, 3, 2), 3, MEDIUM);
   add_conv(make_conv_shape(1, 16, 16, 136, 72, 3, 1), 3, MEDIUM);
   add_conv(make_conv_shape(37, 3, 5, 70, 36, 1, 1), 3, MEDIUM);
+  // More groups of 32 images than one, the last one begun only.
+  add_conv(make_conv_shape(70, 4, 5, 12, 40, 3, 1), 3, IN_BLOCKS);
+  add_conv(make_conv_shape(33, 9, 6, 40, 24, 3, 2), 3, IN_BLOCKS);
+  add_conv(make_conv_shape(33, 3, 65, 3, 136, 3, 1), 1,
+           IN_BLOCKS); // chunks of them, added one by one
 }
 
 // Every combination of what a call can ask for.
-static void add_norm(int pixels, int channels, extent size) {
-  const norm_shape s = {pixels, channels};
+static void add_norm(int images, int pixels, int channels, extent size) {
+  const norm_shape s = {pixels, channels, images};
   for (int i = 0; i < 4; i++) {
     const bool residual = i & 1, relu = i & 2;
     const char *what = residual ? relu ? ", residual, ReLU" : ", residual" : relu ? ", ReLU" : "";
@@ -229,11 +238,11 @@ static void add_all_cases(void) {
   add_network_convs(16, 2, 3, MEDIUM);
   add_network_convs(8, 3, 3, SMALL);
   add_ragged_convs();
-  static const int norms[][3] = {{3072, 64, 0}, {512, 128, 0}, {128, 256, 0},
-                                 {32, 512, 1},  {3072, 8, 1},  {16, 64, 1},
-                                 {35, 24, 1},   {2, 12, 1},    {1001, 5, 1}};
+  static const int norms[][4] = {{3, 3072, 64, 0}, {2, 512, 128, 0}, {2, 128, 256, 0},
+                                 {2, 32, 512, 1},  {3, 3072, 8, 1},  {1, 16, 64, 1},
+                                 {5, 35, 24, 1},   {1, 2, 12, 1},    {91, 1001, 5, 1}};
   for (size_t i = 0; i < sizeof norms / sizeof *norms; i++)
-    add_norm(norms[i][0], norms[i][1], norms[i][2] ? SMALL : MEDIUM);
+    add_norm(norms[i][0], norms[i][1], norms[i][2], norms[i][3] ? SMALL : MEDIUM);
   static const int heads[][3] = {
       {2, 16, 512}, {3, 16, 512}, {100, 16, 64}, {1, 15, 40}, {3, 1, 13}};
   for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)

@@ -99,7 +99,7 @@ if [ "${1:-}" = plant ]; then
   exit
 fi
 mkdir "$work/0" &&
-  cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools "$work/0" || exit 1
+  cp -a Makefile ./*.c ./*.h ./*.cu reference cpu cpu-bf16 gpu run simt tests tools "$work/0" || exit 1
 mapfile -t programs < <(cut -f 3 "$work/entries" | sort -u)
 echo "building ${#programs[@]} checks of the sources as they are, and running them"
 # shellcheck disable=SC2046 # one word each

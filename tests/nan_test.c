@@ -28,11 +28,13 @@ static real a_nan(void) {
 
 // -- Arrays on the device -------------------------------------------------------------------------
 
-// What convolutions and the linear layer read as weights has the format of activations.
-typedef enum { ACTIVATIONS, REALS } format;
+// What convolutions and the linear layer read as weights has the format of activations where it is
+// rounded, and is floats where it is not.
+typedef enum { ACTIVATIONS, WEIGHTS, REALS } format;
 
 typedef struct {
-  format format;
+  bool converted;         // from and to floats, on its way
+  activation_shape shape; // of ACTIVATIONS; of others, all elements in a line
   size_t count;
   real *host;
   void *there;
@@ -52,29 +54,45 @@ static void let_go(void) {
   while (held_count) d->release(held[--held_count]);
 }
 
-static array put(format f, real *host, size_t count) {
-  array a = {f, count, host, NULL};
-  if (f == REALS) {
-    a.there = hold(host, count * sizeof(real));
+static array put_shaped(format f, real *host, activation_shape shape) {
+  const bool converted = f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);
+  array a = {converted, shape, activation_count(shape), host, NULL};
+  const size_t bytes = f == ACTIVATIONS ? activation_size(d, shape)
+                       : converted      ? a.count * d->rounded_weight_bytes
+                                        : a.count * sizeof(real);
+  if (!converted) {
+    a.there = hold(host, bytes);
   } else {
-    a.there = hold(take(count * d->activation_bytes), count * d->activation_bytes);
-    d->upload_activations(a.there, host, count);
+    a.there = hold(take(bytes), bytes);
+    d->upload_activations(a.there, host, shape);
   }
   return a;
 }
 
-// An output: zeros before.
+static array put(format f, real *host, size_t count) {
+  return put_shaped(f, host, (activation_shape){1, 1, (int)count});
+}
+
+static array put_activations(real *host, activation_shape shape) {
+  return put_shaped(ACTIVATIONS, host, shape);
+}
+
+// Outputs: zeros before.
 static array zeros(format f, size_t count) {
   return put(f, take(count * sizeof(real)), count);
+}
+
+static array zero_activations(activation_shape shape) {
+  return put_activations(take(activation_count(shape) * sizeof(real)), shape);
 }
 
 // A row: of those elements of `out` for which `depends` is not 0, none may be a number.
 static void expect(const array *out, const real *depends, const char *what) {
   int all = 0, numbers = 0;
-  if (out->format == REALS)
-    d->download(out->host, out->there, out->count * sizeof(real));
+  if (out->converted)
+    d->download_activations(out->host, out->there, out->shape);
   else
-    d->download_activations(out->host, out->there, out->count);
+    d->download(out->host, out->there, out->count * sizeof(real));
   for (size_t i = 0; i < out->count; i++)
     if (depends[i] != 0) {
       all++;
@@ -126,6 +144,7 @@ static void run_norm(const norm_case *c, const array on[PLACES], const void *sum
 // A NaN in one place; in training, in place of mean and variance, in the sum that each is made of.
 static void test_norm_place(const norm_case *c, int place, bool with_residual) {
   const size_t channels = (size_t)c->shape.channels, count = channels * (size_t)c->shape.pixels;
+  const activation_shape shape = {1, c->shape.pixels, c->shape.channels};
   const bool each = place <= RESIDUAL, in_sum = c->training && place >= MEAN;
   const size_t at = somewhere(each ? count : channels), sums_bytes = 2 * channels * sizeof(double);
   static const char *const sums_of[] = {"the sum", "the sum of squares"};
@@ -141,8 +160,8 @@ static void test_norm_place(const norm_case *c, int place, bool with_residual) {
   else
     values[place][at] = a_nan();
   for (int i = 0; i < PLACES; i++)
-    on[i] = put(i <= RESIDUAL ? ACTIVATIONS : REALS, values[i], i <= RESIDUAL ? count : channels);
-  array y = zeros(ACTIVATIONS, count), mean = zeros(REALS, channels), std = zeros(REALS, channels);
+    on[i] = i <= RESIDUAL ? put_activations(values[i], shape) : put(REALS, values[i], channels);
+  array y = zero_activations(shape), mean = zeros(REALS, channels), std = zeros(REALS, channels);
   run_norm(c, on, hold(sums, sums_bytes), &y, &mean, &std, with_residual);
   snprintf(what, sizeof what, "%s %dx%d%s%s, y from %s",
            c->training ? "norm_forward" : "norm_inference", c->shape.pixels, c->shape.channels,
@@ -163,7 +182,7 @@ static void test_norm_place(const norm_case *c, int place, bool with_residual) {
 
 static void test_norm(int pixels, int channels) {
   for (int variant = 0; variant < 8; variant++) {
-    const norm_case c = {{pixels, channels}, variant & 1, variant & 2};
+    const norm_case c = {{pixels, channels, 1}, variant & 1, variant & 2};
     const bool with_residual = variant & 4;
     for (int place = 0; place < PLACES; place++)
       if (place != RESIDUAL || with_residual) test_norm_place(&c, place, with_residual);
@@ -173,18 +192,19 @@ static void test_norm(int pixels, int channels) {
 
 // From dy, where y lets it through: dresidual there, and through the sums the whole channel.
 static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) {
-  const norm_shape s = {pixels, channels};
+  const norm_shape s = {pixels, channels, 1};
+  const activation_shape shape = {1, pixels, channels};
   const size_t count = (size_t)pixels * channels, at = somewhere(count), k = at % channels;
   real *dy = normals(count, 0, 1), *z = normals(count, 0, 1), *y = normals(count, 0, 1);
   char what[100];
   y[at] = 1;
   (in_dy ? dy : z)[at] = a_nan();
-  array dz = zeros(ACTIVATIONS, count), dresidual = zeros(ACTIVATIONS, count);
+  array dz = zero_activations(shape), dresidual = zero_activations(shape);
   array dgamma = zeros(REALS, channels), dbeta = zeros(REALS, channels);
   real *gamma = ones(channels), *mean = normals(channels, 0, 1), *inverse_std = ones(channels);
   d->norm_backward(&s, dz.there, dresidual.there, dgamma.there, dbeta.there,
-                   put(ACTIVATIONS, dy, count).there, put(ACTIVATIONS, y, count).there,
-                   put(ACTIVATIONS, z, count).there, put(REALS, gamma, channels).there,
+                   put_activations(dy, shape).there, put_activations(y, shape).there,
+                   put_activations(z, shape).there, put(REALS, gamma, channels).there,
                    put(REALS, mean, channels).there, put(REALS, inverse_std, channels).there, relu);
   snprintf(what, sizeof what, "norm_backward %dx%d%s, from %s: dz", pixels, channels,
            relu ? ", ReLU" : "", in_dy ? "dy" : "z");
@@ -234,6 +254,8 @@ static void test_conv(conv_shape s, pass p, bool in_first) {
   const size_t z = (size_t)s.batch * s.out_height * s.out_width * s.out_channels;
   const size_t w = (size_t)s.out_channels * s.kernel * s.kernel * s.in_channels;
   const size_t sizes[3][3] = {{x, w, z}, {z, w, x}, {z, x, w}}; // two inputs, the output
+  const activation_shape x_shape = {s.batch, s.in_height * s.in_width, s.in_channels};
+  const activation_shape z_shape = {s.batch, s.out_height * s.out_width, s.out_channels};
   const size_t *size = sizes[p], sums_bytes = 2 * s.out_channels * sizeof(double);
   real *values[2] = {normals(size[0], 0, 1), normals(size[1], 0, 1)}, *depends = poison(size[2]);
   const int place = !in_first;
@@ -245,10 +267,13 @@ static void test_conv(conv_shape s, pass p, bool in_first) {
     convolve(&reference_device, &s, p, depends, place ? all : one, place ? one : all, NULL);
   } while (!any(depends, size[2]));
   values[place][at] = a_nan();
-  array out = zeros(p == BACKWARD_WEIGHT ? REALS : ACTIVATIONS, size[2]);
+  array out =
+      p == BACKWARD_WEIGHT ? zeros(REALS, w) : zero_activations(p == FORWARD ? z_shape : x_shape);
+  const array a = put_activations(values[0], p == FORWARD ? x_shape : z_shape);
+  const array b =
+      p == BACKWARD_WEIGHT ? put_activations(values[1], x_shape) : put(WEIGHTS, values[1], w);
   void *there = hold(sums, sums_bytes);
-  convolve(d, &s, p, out.there, put(ACTIVATIONS, values[0], size[0]).there,
-           put(ACTIVATIONS, values[1], size[1]).there, p == FORWARD ? there : NULL);
+  convolve(d, &s, p, out.there, a.there, b.there, p == FORWARD ? there : NULL);
   snprintf(what, sizeof what, "%s %dx%d/%d, %d -> %d, from %s", pass_names[p], s.kernel, s.kernel,
            s.stride, s.in_channels, s.out_channels, inputs[p][place]);
   expect(&out, depends, what);
@@ -276,10 +301,11 @@ static void test_conv_norm(int place, bool relu) {
   real *in = normals(x, 0, 1), *residual = normals(z, 0, 1), *depends = only(z, at, 0);
   (place == Z ? in : residual)[at] = a_nan();
   if (place == Z) reference_conv_forward(&s, depends, only(x, at, 0), ones(w), NULL);
-  array y = zeros(ACTIVATIONS, z), one = put(REALS, ones(32), 32);
-  d->conv_norm_inference(&s, y.there, put(ACTIVATIONS, in, x).there,
-                         put(ACTIVATIONS, normals(w, 0, 1), w).there, one.there, one.there,
-                         put(ACTIVATIONS, residual, z).there, relu, one.there, one.there);
+  const activation_shape x_shape = {2, 7 * 6, 16}, z_shape = {2, 7 * 6, 32};
+  array y = zero_activations(z_shape), one = put(REALS, ones(32), 32);
+  d->conv_norm_inference(&s, y.there, put_activations(in, x_shape).there,
+                         put(WEIGHTS, normals(w, 0, 1), w).there, one.there, one.there,
+                         put_activations(residual, z_shape).there, relu, one.there, one.there);
   expect(&y, depends, relu ? "conv_norm_inference, ReLU" : "conv_norm_inference");
   let_go();
   release();
@@ -294,9 +320,10 @@ static void test_pool(int batch, int pixels, int channels) {
   x[at] = dy[from] = a_nan();
   reference_pool_forward(batch, pixels, channels, mean, only(in, at, 0));
   reference_pool_backward(batch, pixels, channels, spread, only(out, from, 0));
-  array y = zeros(ACTIVATIONS, out), dx = zeros(ACTIVATIONS, in);
-  d->pool_forward(batch, pixels, channels, y.there, put(ACTIVATIONS, x, in).there);
-  d->pool_backward(batch, pixels, channels, dx.there, put(ACTIVATIONS, dy, out).there);
+  const activation_shape all = {batch, pixels, channels}, one = {batch, 1, channels};
+  array y = zero_activations(one), dx = zero_activations(all);
+  d->pool_forward(batch, pixels, channels, y.there, put_activations(x, all).there);
+  d->pool_backward(batch, pixels, channels, dx.there, put_activations(dy, one).there);
   expect(&y, mean, "pool_forward");
   expect(&dx, spread, "pool_backward");
   let_go();
@@ -315,9 +342,10 @@ static void test_linear(int batch, int channels, int place) {
   marks[place] = only(sizes[place], at, 0);
   if (place < 2) marks[2] = take(CLASSES * sizeof(real)); // no bias
   if (place == 2) marks[0] = take(in * sizeof(real));     // nothing but the bias
-  array logits = zeros(REALS, out), dx = zeros(ACTIVATIONS, in), dw = zeros(REALS, filters);
-  array dbias = zeros(REALS, CLASSES), on_x = put(ACTIVATIONS, values[0], in);
-  array on_w = put(ACTIVATIONS, values[1], filters), on_dlogits = put(REALS, values[3], out);
+  const activation_shape shape = {batch, 1, channels};
+  array logits = zeros(REALS, out), dx = zero_activations(shape), dw = zeros(REALS, filters);
+  array dbias = zeros(REALS, CLASSES), on_x = put_activations(values[0], shape);
+  array on_w = put(WEIGHTS, values[1], filters), on_dlogits = put(REALS, values[3], out);
   reference_linear_forward(batch, channels, l, marks[0], marks[1], marks[2]);
   reference_linear_backward(batch, channels, x, w, bias, marks[3], marks[0], marks[1]);
   d->linear_forward(batch, channels, logits.there, on_x.there, on_w.there,
@@ -366,7 +394,7 @@ static void test_sgd(size_t count, int place) {
   for (int i = 0; i < 3; i++) values[i] = normals(count, 0, 1);
   if (place < 3) values[place][at] = a_nan();
   array w = put(REALS, values[0], count), g = put(REALS, values[1], count);
-  array v = put(REALS, values[2], count), rounded = zeros(ACTIVATIONS, count);
+  array v = put(REALS, values[2], count), rounded = zeros(WEIGHTS, count);
   const parameters p = {.count = count,
                         .weight = w.there,
                         .gradient = g.there,
@@ -385,7 +413,7 @@ static void test_mixing(void) {
   uint8_t *images = take(IMAGE_BYTES);
   const sample one = {.crop_y = 2, .crop_x = 5};
   const step_values step = {.lambda = a_nan()};
-  array x = zeros(ACTIVATIONS, IMAGE_BYTES);
+  array x = zero_activations((activation_shape){1, IMAGE_SIDE * IMAGE_SIDE, IMAGE_CHANNELS});
   d->mix_images(1, x.there, hold(images, IMAGE_BYTES), hold(&one, sizeof one),
                 hold(&step, sizeof step));
   expect(&x, ones(IMAGE_BYTES), "mix_images, from lambda");
@@ -412,15 +440,15 @@ static void test_device(void) {
 }
 
 int main(void) {
-  static const char *const names[] = {"reference", "cpu",        "simt-plain",
+  static const char *const names[] = {"reference", "cpu",        "cpu-bf16", "simt-plain",
                                       "simt",      "cuda-plain", "cuda"};
   stream = random_open(check_seed("nan_test"), RANDOM_TEST, 0, 0);
   omp_set_num_threads(1); // small shapes
-  for (int i = 0; i < 6; i++) {
+  for (int i = 0; i < 7; i++) {
     error e;
     d = device_by_name(names[i], &e);
     if (d) test_device();
-    if (!d && i == 5) printf("no rows for cuda: %s\n", e.text);
+    if (!d && i == 6) printf("no rows for cuda: %s\n", e.text);
   }
   return check_summary();
 }

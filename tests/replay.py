@@ -27,7 +27,7 @@ them shut, and what lies between is no error. Loss and statistics have no such e
 pass being continuous. The first steps have the widest edges: replay ten or more, later steps show
 an error of a part in a thousand.
 
-A device that keeps activations in bf16 (cuda, simt) has its own yardstick: PyTorch with weights,
+A device that keeps activations in bf16 (cuda, simt, cpu-bf16) has its own yardstick: PyTorch with weights,
 activations and their gradients rounded to bf16 where the device rounds them. Rounding is no error,
 but may not move a result further from float32's than it moves PyTorch's, times YARDSTICKS.
 
@@ -74,7 +74,7 @@ EDGE = 5e-5  # activations this close to zero, relative to their tensor's rms, a
 TIE = 1e-4  # two logits this close, relative to the largest, may change places
 
 
-BF16 = ("cuda", "cuda-plain", "simt", "simt-plain")
+BF16 = ("cuda", "cuda-plain", "simt", "simt-plain", "cpu-bf16")
 
 
 # -- States ----------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 // step_test.c - whole training steps on the CUDA kernels (simulated, and on a GPU where one
-// answers) beside the reference, from equal states at several places of a run: loss, logits, every
+// answers) and on cpu-bf16, beside the reference, from equal states at several places of a run: loss, logits, every
 // gradient, running statistics, and the weights and momenta after the step. kernels_test.c holds
 // each kernel against the reference by itself; this is about all of them together, in the network's
 // order and memory.
@@ -349,16 +349,16 @@ static void create(network *n, const device *d) {
 
 // -- The test -------------------------------------------------------------------------------------
 
-static const device *gpus[4];
-static network on_gpu[4];
+static const device *gpus[5]; // and the CPU's device that rounds as they do
+static network on_gpu[5];
 static int gpu_count;
 
 static void open_gpus(void) {
-  static const char *const names[] = {"simt-plain", "simt", "cuda-plain", "cuda"};
+  static const char *const names[] = {"cpu-bf16", "simt-plain", "simt", "cuda-plain", "cuda"};
   error e;
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < 5; i++) {
     const device *d = device_by_name(names[i], &e);
-    if (!d && i == 3) printf("no rows for cuda: %s\n", e.text);
+    if (!d && i == 4) printf("no rows for cuda: %s\n", e.text);
     if (!d) continue;
     gpus[gpu_count] = d;
     create(&on_gpu[gpu_count++], d);

@@ -222,6 +222,20 @@ for file in kept/*.1; do mv "$file" "${file%.1}"; done
 "$train" --plan | grep -q '11173962 parameters'
 check "--plan: the published 11,173,962 parameters" $?
 
+# -- The CPU's tensor cores, or plain C in their place ---------------------------------------------------
+# One epoch there, one on the CPU, one there again; and all at once, or with an end between, the same.
+blocks="--data data --width 8 --batch 4 --train-images 6 --test-images 2 --device cpu-bf16"
+"$train" $blocks --checkpoint blocks --epochs 1 >blocks.out &&
+  cp -R blocks blocks_resumed &&
+  "$train" $blocks --checkpoint blocks --epochs 2 --resume --device cpu >>blocks.out &&
+  "$train" $blocks --checkpoint blocks --epochs 3 --resume >>blocks.out
+[ $? -eq 0 ] && [ "$(grep -c 'resumed' blocks.out)" -eq 2 ] && grep -q 'after 3 epochs' blocks.out
+check "--device cpu-bf16 trains, and a run goes from it to cpu and back" $?
+"$train" $blocks --checkpoint blocks_resumed --epochs 2 --resume --threads 1 >/dev/null &&
+  "$train" $blocks --checkpoint blocks_whole --epochs 2 --threads 3 >/dev/null &&
+  cmp -s "$(weights blocks_resumed)" "$(weights blocks_whole)"
+check "--device cpu-bf16: resumed, on another number of threads, to the same bits" $?
+
 # -- The simulated GPU --------------------------------------------------------------------------------
 if [ -z "$quick" ]; then
   # Its checkpoints are everyone's: one epoch there, one on the CPU, one there again.
@@ -316,7 +330,7 @@ refuse 2 '--milestones 100,50: .* rising' --milestones 100,50
 refuse 2 '--milestones 50,' --milestones 50,
 refuse 2 '--seed -1: .* a whole number from 0 to 18446744073709551615 is' --seed -1
 refuse 2 '--preset fast: .* recipe or quick is' --preset fast
-refuse 2 '--device gpu: .* auto, cuda, cpu, reference or simt is' --device gpu
+refuse 2 '--device gpu: .* auto, cuda, cpu, cpu-bf16, reference or simt is' --device gpu
 # The ends that do belong to a range.
 "$train" --lr 1e30 --momentum 0 --smoothing 0 --mixup-alpha 0 --width 1024 --batch 1 --plan >/dev/null &&
   "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null

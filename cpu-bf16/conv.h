@@ -1,0 +1,21 @@
+// cpu-bf16/conv.h - convolution in three passes on blocks of bf16: the device `cpu-bf16`'s share of
+// the table. Each function computes what device.h says under the name without `bf16_`; w is the
+// float weights, rounded on the way.
+#ifndef BF16_CONV_H
+#define BF16_CONV_H
+
+#include "multiplier.h"
+
+// What multiplies: the device sets it, a test may exchange it.
+extern const multiplier *bf16_multiplier;
+
+void bf16_conv_forward(const conv_shape *shape, void *z, const void *x, const void *w,
+                       double *sums);
+void bf16_conv_norm_inference(const conv_shape *shape, void *y, const void *x, const void *w,
+                              const real *gamma, const real *beta, const void *residual, bool relu,
+                              const real *running_mean, const real *running_var);
+void bf16_conv_backward_input(const conv_shape *shape, void *dx, const void *dz, const void *w,
+                              bool accumulate);
+void bf16_conv_backward_weight(const conv_shape *shape, real *dw, const void *dz, const void *x);
+
+#endif
