@@ -35,7 +35,7 @@ SCRIPT
 # A copy of the sources, as $work/NAME.
 copy() {
   mkdir -p "$work/$1" &&
-    cp -R Makefile ./*.c ./*.h ./*.cu bench course reference cpu gpu run simt tests tools "$work/$1"
+    cp -R Makefile ./*.c ./*.h ./*.cu bench course reference cpu cpu-bf16 gpu run simt tests tools "$work/$1"
 }
 
 # environment NAME COMMAND..: what the command, which ends with the checks, says in its last line.

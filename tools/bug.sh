@@ -41,7 +41,7 @@ make_base() {
     fail "the checks could not be built; the whole output is in $bugs/log"
 }
 programs=(tests/kernels_test watched/kernels_test)
-copy_sources() { cp -a Makefile ./*.c ./*.h ./*.cu reference cpu gpu run simt tests tools course "$1"; }
+copy_sources() { cp -a Makefile ./*.c ./*.h ./*.cu reference cpu cpu-bf16 gpu run simt tests tools course "$1"; }
 make_in() { # TREE PROGRAM..
   local targets=("${@:2}")
   make -s -C "$1" NVCC= BUILD=build/bug "${targets[@]/#/build/bug/}" >$bugs/log 2>&1 && return
