@@ -37,6 +37,10 @@
 
 enum { SIDE = 32, BLOCK = SIDE * SIDE };
 
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define DIVIDE_UP(a, b) (((a) + (b)-1) / (b))
+
 typedef uint16_t bf16;
 
 // Whole or begun blocks, of so many images or channels.

@@ -6,6 +6,9 @@
 
 #include "multiplier.h"
 
+// Of a chunk of rows, of each of 32 images: what they read and the filters fit the second cache.
+enum { CHUNK_PIXELS = 128 };
+
 // What multiplies: the device sets it, a test may exchange it.
 extern const multiplier *bf16_multiplier;
 
