@@ -92,7 +92,7 @@ help:
 	@echo 'make check        run all checks: no network, no PyTorch, no GPU needed'
 	@echo '                  V=1: a line for each check; SAN=1: under address and undefined sanitizers'
 	@echo 'make bench        how fast: each operation, and whole steps beside PyTorch'
-	@echo '                  PYTHON=python3: one that can import torch; BENCH_DEVICE=cpu'
+	@echo '                  PYTHON=python3: one that can import torch; BENCH_DEVICE=cpu, cpu-bf16 or cuda'
 	@echo 'make experiment   what mixup and smoothing bring: four variants, three seeds (RECIPE=, SEEDS=, JOBS=)'
 	@echo 'make pictures     draw the pictures of the course (DATA=DIR: from CIFAR-10, into build/pictures)'
 	@echo 'make ladder       six kernels from a plain one to conv.cu, and what each costs'

@@ -1,14 +1,16 @@
 // bench.c - how fast a device is: every operation of a training step beside what the machine could
 // do at most, and whole steps beside PyTorch's.
 //
-//     make bench                     the `cpu` device; PYTHON=python3: one that can import torch
+//     make bench                     the `cpu` device; PYTHON=python3: one that can import torch;
+//                                    BENCH_DEVICE=cpu-bf16 or cuda: beside PyTorch in bf16
 //     build/gcc/bench/bench cpu python3 out.json
 //
 // Operations. Time is the least of several runs, as the peaks are the most of several. GFLOP/s counts
 // a multiplication and an addition for each weight that meets a pixel inside or outside the image,
 // as if convolution were done directly: Winograd's method can be above the machine's peak. GB/s
 // counts each operand once, as if caches were perfect. The peaks are measured first: multiply-adds in
-// registers, and c = a + b on arrays that fit no cache. "of peak" is the larger of the two shares.
+// registers, and c = a + b on arrays that fit no cache; of cpu-bf16, products of blocks from the first
+// cache. "of peak" is the larger of the two shares.
 // On a GPU that cards.h knows, a time below its bound there is an error of measurement, and a failure.
 //
 // Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
@@ -360,7 +362,8 @@ static void report_steps(const char *self, const char *python, int width, int st
   char w[16], threads[16], setting[100] = "";
   snprintf(w, sizeof w, "%d", width);
   snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
-  const char *name = !strcmp(d->name, "cuda") ? "cuda" : "cpu", *script = "bench/torch_bench.py";
+  const bool bf16 = !strcmp(d->name, "cuda") || !strcmp(d->name, "cpu-bf16");
+  const char *name = bf16 ? d->name : "cpu", *script = "bench/torch_bench.py";
   worker ours = start_worker((const char *[]){self, "--worker", d->name, w, NULL}), theirs = {0};
   if (*python) {
     worker choice = start_worker((const char *[]){python, script, "--device", name, "--width", w,
@@ -381,6 +384,15 @@ static void report_steps(const char *self, const char *python, int width, int st
           width, mine, other, setting, width == 64 ? "," : "");
 }
 
+// 16 KB, 512 KB and 64 MB for each thread.
+static void report_roofs(void) {
+  peak_flops = measure_products(4);
+  printf("products of blocks (%s), GFLOP/s: %.0f from the first cache, %.0f from the second, %.0f "
+         "from "
+         "memory\n",
+         bf16_multiplier->name, peak_flops, measure_products(128), measure_products(1 << 14));
+}
+
 static void report_machine(void) {
   char line[300] = "", model[200] = "unknown processor", date[40];
   const time_t t = time(NULL);
@@ -390,6 +402,7 @@ static void report_machine(void) {
   if (file) fclose(file);
   strftime(date, sizeof date, "%Y-%m-%d", localtime(&t));
   if (strcmp(d->name, "cuda")) peak_flops = measure_flops(), peak_bytes = measure_bytes();
+  if (!strcmp(d->name, "cpu-bf16")) report_roofs();
   printf("%s  %s, %d threads; %s; gcc or clang %s\n", date, model, omp_get_max_threads(),
          d->description, __VERSION__);
   printf("this machine's peak: %.0f GFLOP/s, %.1f GB/s\n", peak_flops, peak_bytes);

@@ -1,12 +1,14 @@
 // peaks.h - what this machine's processor and memory can do at most, measured: bench.c holds each
 // operation against it.
 //
-// Here is the clock, too. Multiply-adds on registers alone, on all threads, with more sums than a multiply-add takes cycles
-// to end; and c = a + b on arrays that fit no cache. Each is the best of five runs: what disturbs a
-// run only makes it slower.
+// Multiply-adds on registers alone, on all threads, with more sums than a multiply-add takes cycles to
+// end; c = a + b on arrays that fit no cache; for cpu-bf16, products of blocks from the first cache, the
+// second and memory, three roofs for the same loop. Each is the best of a few runs: what disturbs a run
+// only makes it slower. Here is the clock, too.
 #ifndef PEAKS_H
 #define PEAKS_H
 
+#include "cpu-bf16/conv.h"
 #include "cpu/microkernel.h"
 #include "run/error.h"
 #include <math.h>
@@ -41,6 +43,33 @@ static inline double measure_flops(void) {
     }
     const double flops = 2.0 * REPEATS * SUMS * LANES * omp_get_max_threads() + sink;
     peak = fmax(peak, 1e-9 * flops / (now() - start));
+  }
+  return peak;
+}
+
+// GFLOP/s of products of blocks (cpu-bf16/product.h): each thread has `pairs` of its own, 4 KB each, and
+// takes them again and again.
+static inline double measure_products(int pairs) {
+  enum { MOST_RUNS = 64, PAIRS_A_CALL = 256 };
+  const int runs = pairs < PAIRS_A_CALL ? PAIRS_A_CALL / pairs : 1;
+  double peak = 0;
+  for (int run = 0; run < 3; run++) {
+    const double start = now();
+    double products = 0;
+#pragma omp parallel reduction(+ : products)
+    {
+      bf16 *memory = allocate((2 * (size_t)pairs + 1) * BLOCK * sizeof *memory);
+      bf16 *a = memory + (64 - (uintptr_t)memory % 64) / sizeof *memory; // a cache line's beginning
+      block_run list[MOST_RUNS];
+      float c[BLOCK];
+      for (int i = 0; i < runs; i++) list[i] = (block_run){a, a + (size_t)pairs * BLOCK, pairs};
+      bf16_multiplier->open();
+      for (; now() - start < 0.2; products += runs * (double)pairs)
+        bf16_multiplier->product(c, false, list, runs, BLOCK, SIDE, SIDE);
+      bf16_multiplier->close();
+      free(memory);
+    }
+    peak = fmax(peak, 1e-9 * products * 2 * SIDE * SIDE * SIDE / (now() - start));
   }
   return peak;
 }

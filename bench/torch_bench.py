@@ -10,8 +10,9 @@ its images mixed and ready in memory, where the other side also gathers, crops a
     --choose     tries the settings for this device and prints the fastest one's name
     --setting S  answers requests with that one
 
-Settings: eager or compiled (torch.compile), NHWC ("channels_last") or NCHW memory; on CUDA always
-bfloat16 autocast, and the compiled ones record CUDA graphs (that part is untested so far).
+Settings: eager or compiled (torch.compile), NHWC ("channels_last") or NCHW memory; beside `cuda` and
+`cpu-bf16` always bfloat16 autocast, and on CUDA the compiled ones record CUDA graphs (that part is
+untested so far).
 
 How to run: make bench PYTHON=python3 (any Python that can import torch 2.x).
 """
@@ -29,31 +30,35 @@ from resnet import ResNet18  # noqa: E402
 
 SETTINGS = {
     "cpu": ["eager, channels_last", "eager, NCHW", "compiled, channels_last"],
+    "cpu-bf16": ["eager, channels_last", "compiled, channels_last"],
     "cuda": ["eager, channels_last", "compiled, channels_last", "max-autotune, channels_last"],
 }
 COMPILE_MODES = {"cpu": {"compiled": "default"},
+                 "cpu-bf16": {"compiled": "default"},
                  "cuda": {"compiled": "reduce-overhead", "max-autotune": "max-autotune"}}
 
 
 class Bench:
     def __init__(self, setting, device, width, batch):
         kind, layout = setting.split(", ")
-        self.device = device
+        self.device = "cuda" if device == "cuda" else "cpu"
+        self.autocast = {"dtype": torch.bfloat16, "enabled": device != "cpu",
+                         "device_type": self.device}
         torch.manual_seed(1)
         memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.net = ResNet18(width).to(device, memory_format=memory)
+        self.net = ResNet18(width).to(self.device, memory_format=memory)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9,
                                          weight_decay=2e-4, fused=True)
-        self.x = torch.rand(batch, 3, 32, 32, device=device).contiguous(memory_format=memory)
-        self.a = torch.randint(0, 10, (batch,), device=device)
-        self.b = torch.randint(0, 10, (batch,), device=device)
+        self.x = torch.rand(batch, 3, 32, 32, device=self.device).contiguous(memory_format=memory)
+        self.a = torch.randint(0, 10, (batch,), device=self.device)
+        self.b = torch.randint(0, 10, (batch,), device=self.device)
         self.forward = self.net
         if kind != "eager":
             self.forward = torch.compile(self.net, mode=COMPILE_MODES[device][kind])
 
     def train_step(self):
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.autocast(**self.autocast):
             logits = self.forward(self.x)
             loss = 0.3 * F.cross_entropy(logits, self.a, label_smoothing=0.1)
             loss = loss + 0.7 * F.cross_entropy(logits, self.b, label_smoothing=0.1)
@@ -61,8 +66,7 @@ class Bench:
         self.optimizer.step()
 
     def eval_step(self):
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16,
-                                                    enabled=self.device == "cuda"):
+        with torch.inference_mode(), torch.autocast(**self.autocast):
             F.cross_entropy(self.forward(self.x), self.a)
 
     def seconds(self, mode, steps):
@@ -83,7 +87,7 @@ def choose(arguments):
             bench = Bench(setting, arguments.device, arguments.width, arguments.batch)
             bench.seconds("train", 2)
             # On a shared machine, what the processors worked says more than the clock.
-            clock = 1 if arguments.device == "cpu" else 0
+            clock = 0 if arguments.device == "cuda" else 1
             took = min(bench.seconds("train", 1)[clock] for _ in range(3))
         except Exception as error:  # a setting may not work here, a missing compiler for one
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
@@ -95,7 +99,7 @@ def choose(arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", choices=sorted(SETTINGS))
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=0)
