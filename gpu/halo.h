@@ -33,6 +33,10 @@ template <int WIDTH_> struct region_of {
     PIXEL = CHUNK + EIGHT,                                     // from a pixel to the next
     LINE = (WIDTH + 1) * PIXEL + (WIDTH == 4 ? 5 * EIGHT : 0), // from a row to the next
     SIZE = (IMAGES * (HEIGHT + 1) + 1) * LINE + PIXEL,
+    // The order of a filter's rows: 0, 1, 2, or, with 2, 0, 2, 1. 16 pixels moved by a row are the
+    // next 16 pixels where an image is 16 wide; where it is 8 wide, those moved by two rows are. One
+    // ldmatrix does for both, if they come one after the other.
+    ROW_ORDER = WIDTH == 8 ? 2 : 1,
     COPIED = WHOLE ? PIXELS : PIXELS + 2 * WIDTH,            // pixels that come from memory
     COPIES = (COPIED + PIXELS_AT_ONCE - 1) / PIXELS_AT_ONCE, // of a thread
   };
@@ -51,15 +55,18 @@ static __device__ const bf16 *piece_at(const bf16 *array, int piece) {
 // What a thread copies of one chunk, it copies of the next one, 16 channels further. Where that is
 // takes divisions to find, so it is found once, before the loop; there, it only moves.
 typedef struct {
-  int from;    // pieces of 16 bytes from the array's begin on: the first one of the next chunk
-  int channel; // the first of that piece, in its chunk; those beyond the last are copied as zeroes
-  bf16 *to;    // in the stage that the next chunk goes to
+  int from;        // pieces of 16 bytes from the array's begin on: the first one of the next chunk
+  int channel;     // its first; those beyond the last are copied as zeroes
+  bf16 *to;        // in the stage that the next chunk goes to
   uint32_t inside; // pixels: bit i says whether there is an i-th one
 } copies;
 
 template <typename region>
 static __device__ copies find_pixels(const halo_job &g, bf16 *stage, int first_pixel) {
-  const int first = threadIdx.x / CHUNK_PIECES, piece = threadIdx.x % CHUNK_PIECES;
+  const int piece = threadIdx.x % CHUNK_PIECES;
+  // Shared memory takes the pieces of eight lanes at once. Side by side, the first and the last of
+  // four pixels would meet in banks 4 to 7; every other pixel, they do not meet.
+  const int first = threadIdx.x / 16 * 8 + threadIdx.x / 8 % 2 + threadIdx.x / 2 % 4 * 2;
   const int first_row = first_pixel % (g.height * region::WIDTH) / region::WIDTH - 1;
   const int pixel = first_pixel + first - (region::WHOLE ? 0 : region::WIDTH);
   uint32_t inside = 0;
@@ -73,11 +80,11 @@ static __device__ copies find_pixels(const halo_job &g, bf16 *stage, int first_p
   return {pixel * (g.channels / EIGHT) + piece, piece * EIGHT, to, inside};
 }
 
-// Begins to copy the chunk of the region that begins with this channel, and moves on: what comes
-// next goes `move` further. Pixels that are not inside stay zero.
+// Begins to copy the next chunk of the region, and moves on: the one after it goes `move` further.
+// Pixels that are not inside stay zero.
 template <typename region>
-static __device__ void copy_pixels(const halo_job &g, copies *c, int channel, int move) {
-  const bool valid = channel + c->channel < g.channels;
+static __device__ void copy_pixels(const halo_job &g, copies *c, int move) {
+  const bool valid = c->channel < g.channels;
   const int from = c->from - !valid; // copy_async wants what can be read: a chunk's first piece can
 #pragma unroll
   for (int i = 0; i < region::COPIES; i++)
@@ -85,6 +92,7 @@ static __device__ void copy_pixels(const halo_job &g, copies *c, int channel, in
       copy_async(c->to + region::place_of(i * PIXELS_AT_ONCE),
                  piece_at(g.from, from + i * PIXELS_AT_ONCE * (g.channels / EIGHT)), valid);
   c->from += CHUNK_PIECES;
+  c->channel += CHUNK;
   c->to += move;
 }
 
@@ -127,10 +135,10 @@ static __device__ copies find_filters(const halo_job &g, bf16 *tiles, int first_
 }
 
 template <typename tile>
-static __device__ void copy_filters(const halo_job &g, copies *c, int channel, int move) {
+static __device__ void copy_filters(const halo_job &g, copies *c, int move) {
   typedef filters_of<tile> filters;
   const int in_pieces = filters::in_pieces(g);
-  const bool valid = channel + c->channel < g.channels;
+  const bool valid = c->channel < g.channels;
   const int from = valid ? c->from : filters::first_piece(in_pieces);
 #pragma unroll
   for (int i = 0; i < filters::COPIES; i++) {
@@ -140,6 +148,7 @@ static __device__ void copy_filters(const halo_job &g, copies *c, int channel, i
                  piece_at(g.w, from + filters::ONE_TAP * taps * in_pieces), valid);
   }
   c->from += filters::BACKWARD ? CHUNK * TAPS * in_pieces : CHUNK_PIECES;
+  c->channel += CHUNK;
   c->to += move;
 }
 
@@ -156,7 +165,7 @@ template <typename region, typename tile>
 static __device__ void multiply_chunk(tile *t, const chunk_lines<tile> &from) {
 #pragma unroll
   for (int step = 0; step < TAPS; step++) {
-    const int row = step % 3, column = step / 3;
+    const int row = step * region::ROW_ORDER % 3, column = step / 3;
     const int moved = row * region::LINE + column * region::PIXEL;
     uint32_t a[4], b[tile::N_STEPS / 2][4];
 #pragma unroll
@@ -187,15 +196,15 @@ static __device__ void multiply_chunks(tile *t, bf16 *shared, const halo_job &g,
   for (int j = 0; j < chunk_lines<tile>::FILTER_LINES; j++)
     lines.filters[j] = line_of_b<tile>(shared + region::SIZE, tile::warp_column() + j * 16, 0);
   int move = STAGE; // from the stage that is multiplied to the other one
-  copy_pixels<region>(g, &pixels, 0, move);
-  copy_filters<tile>(g, &filters, 0, move);
+  copy_pixels<region>(g, &pixels, move);
+  copy_filters<tile>(g, &filters, move);
   commit_copies();
   for (int channel = 0; channel < g.channels; channel += CHUNK) {
     wait_for_copies<0>(); // this thread's share of the chunk is there,
     __syncthreads();      // and everyone's; and all are done with the chunk before it,
     if (channel + CHUNK < g.channels) { // whose stage is filled again
-      copy_pixels<region>(g, &pixels, channel + CHUNK, -move);
-      copy_filters<tile>(g, &filters, channel + CHUNK, -move);
+      copy_pixels<region>(g, &pixels, -move);
+      copy_filters<tile>(g, &filters, -move);
     }
     commit_copies();
     if (has_pixels) multiply_chunk<region>(t, lines);

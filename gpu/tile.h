@@ -162,7 +162,7 @@ enum {
 
 // What a block and a warp compute, as a type so that all sizes are constants. A_ALONG_K: a line of
 // A's tile in shared memory is a row, [ROWS][DEPTH]; else it is a term of the sum, [DEPTH][ROWS].
-// It is whichever has neighbours in memory. B likewise.
+// It is whichever has neighbours in memory. B likewise. DEPTH_: gpu/halo.h takes fewer terms.
 template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_, int DEPTH_ = DEPTH>
 struct tile_of {
   enum {

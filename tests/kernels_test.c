@@ -160,11 +160,12 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(1, 16, 16, 136, 72, 3, 1), 3, MEDIUM);
   add_conv(make_conv_shape(37, 3, 5, 70, 36, 1, 1), 3, MEDIUM);
   // gpu/halo.h: several strips of an image, channels that fill no chunk, filters that fill no tile, a
-  // last tile with room for more images.
+  // last tile with room for more images; and an image that is no whole number of strips.
   add_conv(make_conv_shape(2, 24, 32, 8, 16, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(2, 16, 16, 40, 24, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(5, 8, 8, 24, 72, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(17, 4, 4, 40, 48, 3, 1), 3, SMALL);
+  add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, SMALL);
 }
 
 // Every combination of what a call can ask for.
