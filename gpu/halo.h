@@ -1,5 +1,65 @@
-// gpu/halo.h - convolutions of 3x3 with stride 1, output and input gradient, from pixels that stay in
-// shared memory for all nine taps. They are 85 % of the network's arithmetic.
+// gpu/halo.h - 3x3 convolution with stride 1, output and input gradient: a pixel comes from memory
+// once, and not once for each tap.
+//
+// These layers are 85 % of the network's arithmetic. conv.cu's gather_tile can compute them, too,
+// as a product with the matrix of patches (gpu/patches.h). That wastes two things:
+//
+//   - Tap (0, 1) of a pixel is tap (0, 0) of its neighbour. The matrix does not know, so each pixel
+//     is fetched nine times: 2,277 MB in the forward pass of a step (width 64, batch 128), where
+//     all those pixels and filters are 133 MB.
+//   - For each 16 bytes it finds tap, channel, row and column anew. Of 217 instructions in its main
+//     loop, 145 do that, beside 32 mma. An H100 begins four instructions in the time of an mma
+//     (tests/sass_report.sh), so the tensor cores wait.
+//
+// Here a block keeps the pixels of its tile in shared memory, and around them their *halo*: the
+// border of one pixel that the filter reaches, too. A tap is then an offset, which the compiler
+// knows.
+//
+//     256 pixels of an image             the region: 10 lines of a border pixel and 32 pixels,
+//     32 wide, 8 rows                    and a last border pixel
+//
+//                                        line 0    0 a a a .. a      a: the row above; zeroes, if
+//         b b b .. b                     line 1    0 b b b .. b         there is none
+//         c c c .. c                     line 2    0 c c c .. c      0: always zero. It is the left
+//             ..                              ..                        border of its line, and the
+//         i i i .. i                     line 8    0 i i i .. i         right one of the line above
+//                                        line 9    0 j j j .. j 0    j: the row below, or zeroes
+//
+//     The pixel in row h and column v of the tile meets, with the tap at (r, s), line h + r and, in
+//     it, number v + s. For the output that is tap (r, s) of the filter. The input gradient's row h
+//     meets row h + 1 - r of dz with the filter's row r (device.h): line h + 2 - r. So what is at
+//     (r, s) there is tap (2 - r, 2 - s).
+//
+// Smaller images come whole, one of 16 x 16, four of 8 x 8, or sixteen of 4 x 4, below each other
+// with a line of zeroes between them. Other sizes, and channels that are no multiple of 8, are left
+// to gather_tile.
+//
+// The channels come in *chunks* of 16, the terms of an mma. A chunk's region and its filters, nine
+// taps of them, are a stage (gpu/tile.h). Two are enough, one in use and one on its way: a chunk is
+// 144 mma for each warp, 72 in the smallest tile. gather_tile has three, with 16 to 32 mma in each.
+//
+// Banks. A pixel of a chunk has 32 bytes; 16 of padding follow. ldmatrix takes 16 bytes of eight
+// neighbours, which are 48 bytes apart: they begin in banks 0, 12, 24, 4, 16, 28, 8 and 20, four
+// banks each, and no two meet. A swizzle would depend on the pixel, and be another one for each
+// tap. In images 4 wide, four of the eight are on the next line; 80 bytes of padding a line put
+// them into the banks that the others leave.
+//
+// What it brings, by `make cost` and `make sass-report`:
+//
+//                                                     gather_tile    halo_tile
+//     pixels and filters asked for, a pass               2,277 MB       774 MB
+//     all that its kernels ask for: outputs              2,388 MB       885 MB    + 111 MB stored
+//     the same: input gradients                          2,719 MB     1,179 MB    + what masks read
+//     instructions for each mma                       6.8 to 11.8   1.7 to 2.4
+//
+// Of the 774 MB, nearly two thirds are filters, which every tile of 256 pixels fetches for itself. Larger
+// tiles would need fewer, but two blocks would not fit on a processor any more. Two do on an A100
+// and on an H100, with 65 to 69 KB of shared memory each; where there are 100 KB (sm_86, sm_89),
+// one does.
+//
+// Checked by `make check`, through conv.cu's operations; by itself:
+//
+//     build/gcc/watched/kernels_test conv_forward simt unguarded
 #ifndef GPU_HALO_H
 #define GPU_HALO_H
 
@@ -33,15 +93,16 @@ template <int WIDTH_> struct region_of {
     PIXEL = CHUNK + EIGHT,                                     // from a pixel to the next
     LINE = (WIDTH + 1) * PIXEL + (WIDTH == 4 ? 5 * EIGHT : 0), // from a row to the next
     SIZE = (IMAGES * (HEIGHT + 1) + 1) * LINE + PIXEL,
-    // The order of a filter's rows: 0, 1, 2, or, with 2, 0, 2, 1. 16 pixels moved by a row are the
-    // next 16 pixels where an image is 16 wide; where it is 8 wide, those moved by two rows are. One
-    // ldmatrix does for both, if they come one after the other.
+    // The order of a filter's rows: 0, 1, 2; or, with 2, 0, 2, 1. 16 pixels moved by a row are the
+    // next 16 pixels, if an image is 16 wide; if it is 8 wide, those moved by two rows are. One
+    // ldmatrix can do for both when they come one after the other (nvcc finds that for sm_90).
     ROW_ORDER = WIDTH == 8 ? 2 : 1,
     COPIED = WHOLE ? PIXELS : PIXELS + 2 * WIDTH,            // pixels that come from memory
     COPIES = (COPIED + PIXELS_AT_ONCE - 1) / PIXELS_AT_ONCE, // of a thread
   };
 
-  // Where tap (0, 0) of the tile's pixel m lies.
+  // Where tap (0, 0) of the tile's pixel m lies. For a lane's next pixel, 16 or 128 behind it, that
+  // is place_of(16) or place_of(128) further: both are whole rows, or half a row.
   static __device__ int place_of(int m) {
     const int row = m / WIDTH, image = WHOLE ? row / HEIGHT : 0;
     return (row + image) * LINE + m % WIDTH * PIXEL;
