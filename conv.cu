@@ -25,6 +25,8 @@
 //    In each of them one matrix consists of *patches*: what the filter covers, pixel after pixel, as
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
 //    patches of x or dz by w, the weight gradient dz by patches of x.
+//    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
+//    computes output and input gradient of those layers from pixels that come from memory once.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers.
 //
@@ -32,6 +34,7 @@
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
 #include "gpu/divide.h"
 #include "gpu/epilogue.h"
+#include "gpu/halo.h"
 #include "gpu/patches.h"
 #include "gpu/tile.h"
 
@@ -255,8 +258,9 @@ static patch_source source_of(const void *pixels, int height, int width, int cha
 static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end,
                    const use_of_sums *use) {
   gather_job g = {};
+  end.to = (bf16 *)to, end.channels = s->out_channels;
+  if (halo_convolution<false>(s, x, w, end, use)) return;
   g.end = end, g.w = (const bf16 *)w;
-  g.end.to = (bf16 *)to, g.end.channels = s->out_channels;
   g.to_height = s->out_height, g.to_width = s->out_width;
   g.from = source_of(x, s->in_height, s->in_width, s->in_channels);
   g.kernel = s->kernel;
@@ -270,8 +274,9 @@ static void input_gradient(const conv_shape *s, void *dx, const void *dz, const 
                            epilogue end, const use_of_sums *use) {
   const int classes = s->stride * s->stride;
   gather_job g = {};
+  end.to = (bf16 *)dx, end.channels = s->in_channels;
+  if (halo_convolution<true>(s, dz, w, end, use)) return;
   g.end = end, g.w = (const bf16 *)w;
-  g.end.to = (bf16 *)dx, g.end.channels = s->in_channels;
   g.to_height = s->in_height, g.to_width = s->in_width;
   g.from = source_of(dz, s->out_height, s->out_width, s->out_channels);
   g.kernel = s->kernel;

@@ -30,8 +30,8 @@
 // residual, of y (the `fusions` of device.h; gpu/epilogue.h). What is stored then is g, so that the
 // last pass needs no y and the residual's gradient is there already. Of nine trips six are left, of
 // eleven eight. `make cost` counts it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
-// with a kernel for each operation, 2,982 MB in 171 with fusions; in a batch of testing 558 MB in
-// 45 and 313 MB in 25, where the convolution normalises what it stores.
+// with a kernel for each operation, 2,975 MB in 171 with fusions; in a batch of testing 558 MB in
+// 45 and 314 MB in 25, where the convolution normalises what it stores.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
 #include "gpu/norm.h"

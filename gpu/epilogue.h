@@ -81,7 +81,7 @@ typedef struct {
 // Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
 // bits. Where the mean of a channel is large beside its deviation, which is where much cancels
 // later, its z have the same exponent or two neighbouring ones. So each z z has 16 bits, at most
-// two places apart, and 128 of them add up to 16 + 7 + 2 = 25 bits, one more than a float holds.
+// two places apart, and 256 of them add up to 16 + 8 + 2 = 26 bits, two more than a float holds.
 // Where the exponents differ by more, little cancels. The tiles' sums are added in double.
 template <typename tile, typename function, typename result>
 static __device__ void sum_columns(float *slices, const function &terms, const result &store) {

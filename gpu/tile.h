@@ -162,8 +162,9 @@ enum {
 
 // What a block and a warp compute, as a type so that all sizes are constants. A_ALONG_K: a line of
 // A's tile in shared memory is a row, [ROWS][DEPTH]; else it is a term of the sum, [DEPTH][ROWS].
-// It is whichever has neighbours in memory. B likewise.
-template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile_of {
+// It is whichever has neighbours in memory. B likewise. DEPTH_: gpu/halo.h takes fewer terms.
+template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_, int DEPTH_ = DEPTH>
+struct tile_of {
   enum {
     ROWS = ROWS_,
     COLUMNS = COLUMNS_,
@@ -173,12 +174,12 @@ template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile
     WARP_ROWS = ROWS * WARPS_ACROSS / WARPS,
     M_STEPS = WARP_ROWS / 16, // products of 16 x 8 that make a warp's part
     N_STEPS = WARP_COLUMNS / 8,
-    A_LINES = A_ALONG_K ? ROWS : DEPTH,
-    A_LINE = A_ALONG_K ? DEPTH : ROWS,
-    B_LINES = B_ALONG_K ? COLUMNS : DEPTH,
-    B_LINE = B_ALONG_K ? DEPTH : COLUMNS,
-    STAGE = (ROWS + COLUMNS) * DEPTH, // bf16 numbers
-    STAGED_LINE = COLUMNS + EIGHT,    // bf16 numbers, of the result in shared memory: see below
+    A_LINES = A_ALONG_K ? ROWS : DEPTH_,
+    A_LINE = A_ALONG_K ? DEPTH_ : ROWS,
+    B_LINES = B_ALONG_K ? COLUMNS : DEPTH_,
+    B_LINE = B_ALONG_K ? DEPTH_ : COLUMNS,
+    STAGE = (ROWS + COLUMNS) * DEPTH_, // bf16 numbers
+    STAGED_LINE = COLUMNS + EIGHT,     // bf16 numbers, of the result in shared memory: see below
   };
   float sum[M_STEPS][N_STEPS][4]; // mma_16x8x16's c, for each of the products
 
@@ -203,10 +204,14 @@ template <int ROWS_, int COLUMNS_, bool A_ALONG_K_, bool B_ALONG_K_> struct tile
 //     line 6       3    2    1    0     line 7    3     2     1     0         key 3
 //
 // Each piece, say 0, is in 8 different groups of banks in the 8 lines. Lines of 128 bytes or more
-// span all banks alone, and have 8 keys.
+// span all banks alone, and have 8 keys; of lines of 32 bytes, four span them, and have 2.
+template <int LINE> static __device__ int place_of_piece(int line, int piece) {
+  enum { KEYS = LINE < 64 ? LINE / EIGHT : 8, LINES_OF_A_KEY = 8 / KEYS };
+  const int key = line / LINES_OF_A_KEY % KEYS;
+  return line * LINE + (piece ^ key) * EIGHT;
+}
 template <int LINE> static __device__ bf16 *piece_of(bf16 *tile, int line, int piece) {
-  const int key = LINE == 32 ? line / 2 % 4 : line % 8; // 64 bytes: two lines span all banks
-  return tile + line * LINE + (piece ^ key) * EIGHT;
+  return tile + place_of_piece<LINE>(line, piece);
 }
 
 // Fills a tile. A thread has one piece in each of COUNT lines, always the same piece.
@@ -248,15 +253,28 @@ static __device__ void load_a(uint32_t a[4], bf16 *shared, int row, int term) {
     load_matrices_transposed(a, piece_of<tile::A_LINE>(shared, k + line, m / EIGHT));
 }
 
-// 16 terms by 16 columns of B, for two products side by side: b[0], b[1] and b[2], b[3].
+// 16 terms by 16 columns of B, for two products side by side: b[0], b[1] and b[2], b[3]. First the
+// line that this lane names.
 template <typename tile>
-static __device__ void load_b(uint32_t b[4], bf16 *shared, int column, int term) {
+static __device__ const bf16 *line_of_b(bf16 *shared, int column, int term) {
   const int lane = threadIdx.x % LANES, matrix = lane / 8, line = lane % 8;
   const int n = column + matrix / 2 * 8, k = term + matrix % 2 * 8;
+  if (tile::B_ALONG_K) return piece_of<tile::B_LINE>(shared, n + line, k / EIGHT);
+  return piece_of<tile::B_LINE>(shared, k + line, n / EIGHT);
+}
+template <typename tile> static __device__ void load_b(uint32_t b[4], const bf16 *line) {
   if (tile::B_ALONG_K)
-    load_matrices(b, piece_of<tile::B_LINE>(shared, n + line, k / EIGHT));
+    load_matrices(b, line);
   else
-    load_matrices_transposed(b, piece_of<tile::B_LINE>(shared, k + line, n / EIGHT));
+    load_matrices_transposed(b, line);
+}
+
+template <typename tile> static __device__ void clear(tile *t) {
+#pragma unroll
+  for (int i = 0; i < tile::M_STEPS; i++)
+#pragma unroll
+    for (int j = 0; j < tile::N_STEPS; j++)
+      t->sum[i][j][0] = t->sum[i][j][1] = t->sum[i][j][2] = t->sum[i][j][3] = 0;
 }
 
 // sum += A B for one stage.
@@ -270,7 +288,7 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
       load_a<tile>(a[i], a_tile, tile::warp_row() + i * 16, term);
 #pragma unroll
     for (int j = 0; j < tile::N_STEPS / 2; j++)
-      load_b<tile>(b[j], b_tile, tile::warp_column() + j * 16, term);
+      load_b<tile>(b[j], line_of_b<tile>(b_tile, tile::warp_column() + j * 16, term));
 #pragma unroll
     for (int i = 0; i < tile::M_STEPS; i++)
 #pragma unroll
@@ -290,11 +308,7 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
 // left it when they come to the barrier, so one barrier in a step is enough.
 template <typename tile, typename function>
 static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const function &load) {
-#pragma unroll
-  for (int i = 0; i < tile::M_STEPS; i++)
-#pragma unroll
-    for (int j = 0; j < tile::N_STEPS; j++)
-      t->sum[i][j][0] = t->sum[i][j][1] = t->sum[i][j][2] = t->sum[i][j][3] = 0;
+  clear(t);
   for (int step = 0; step < STAGES - 1; step++) {
     bf16 *stage = shared + step * tile::STAGE;
     if (step < steps) load(stage, stage + tile::ROWS * DEPTH, step);
