@@ -109,6 +109,7 @@ template <int WIDTH_> struct region_of {
   }
 };
 
+// Counted in pieces of 16 bytes, an int reaches through 32 GB.
 static __device__ const bf16 *piece_at(const bf16 *array, int piece) {
   return array + (ptrdiff_t)piece * EIGHT;
 }
@@ -304,6 +305,7 @@ static void launch_halo(const halo_job *job, const use_of_sums *use) {
   typedef tile_of<PIXELS, COLUMNS, true, !BACKWARD, CHUNK> tile;
   halo_job g = *job;
   const int tiles = divide_up(g.pixels, PIXELS), channels = g.end.channels;
+  // The result is staged in the same memory, and needs less (gpu/epilogue.h: 41 KB).
   const size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
   if (use) g.end.partials = (float *)workspace((size_t)tiles * 2 * channels * sizeof(float));
   launch(BACKWARD ? "halo_tile (input gradient)" : "halo_tile (output)",
