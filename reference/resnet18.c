@@ -36,7 +36,7 @@
 // mean of 100 deviations, mean^2 is 10,000 times the variance, and a float's rounding error of
 // 2^-24 becomes 6e-4 of the variance. In double it is 1e-12. So the finished sums are doubles, on
 // every device. (The fast convolution of a GPU adds up the rows of a tile in float; sum_columns in
-// gpu/tile.h says why that is safe.)
+// gpu/epilogue.h says why that is safe.)
 //
 // Sums run over fixed chunks of pixels, each added up by one thread and the chunks then in order,
 // so the bits do not depend on the number of threads. The inner loops walk over channels, which are
