@@ -56,6 +56,11 @@ static inline float to_nearest_bf16(float value) {
   return value;
 }
 
+// So many numbers, whatever they are, for a device that lays them out as the host does.
+static inline activation_shape in_a_line(size_t count) {
+  return (activation_shape){1, 1, (int)count};
+}
+
 static inline double larger(double a, double b) {
   return a > b || isnan(a) ? a : b;
 }

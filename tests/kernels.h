@@ -129,10 +129,6 @@ static inline size_t element_bytes(const device *d, format f) {
                         : d->activation_bytes;
 }
 
-static inline activation_shape in_a_line(size_t count) {
-  return (activation_shape){1, 1, (int)count};
-}
-
 // WEIGHTS that are rounded have the format of activations, WEIGHTS that are not that of REALS.
 static inline bool is_converted(const device *d, format f) {
   return f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);

@@ -72,7 +72,7 @@ static problem make_problem(const conv_shape *s) {
 
 static void *upload(const device *d, const real *values, size_t count) {
   void *there = d->allocate(count * d->activation_bytes);
-  d->upload_activations(there, values, count);
+  d->upload_activations(there, values, in_a_line(count));
   return there;
 }
 
@@ -98,7 +98,7 @@ static bool run_row(const device *d, const rung *r, const conv_shape *s, const p
   void *x = upload(d, p->x, in_count(s)), *w = upload(d, p->w, filter_count(s));
   void *result = upload(d, z, count);
   r->run(s, result, x, w);
-  d->download_activations(z, result, count);
+  d->download_activations(z, result, in_a_line(count));
   d->release(x);
   d->release(w);
   d->release(result);
@@ -134,12 +134,12 @@ static double time_of(const device *d, const rung *r) {
   void *x = upload(d, zeroes, in_count(&s)), *w = upload(d, zeroes, filter_count(&s));
   void *z = d->allocate(out_count(&s) * d->activation_bytes);
   double begun = 0;
-  for (int i = -2; i < LAUNCHES; i++) {              // the first two warm up
-    if (i <= 0) d->download_activations(&one, z, 1); // waits
+  for (int i = -2; i < LAUNCHES; i++) {                         // the first two warm up
+    if (i <= 0) d->download_activations(&one, z, in_a_line(1)); // waits
     if (i == 0) begun = clock_seconds();
     r->run(&s, z, x, w);
   }
-  d->download_activations(&one, z, 1);
+  d->download_activations(&one, z, in_a_line(1));
   const double seconds = clock_seconds() - begun;
   d->release(x);
   d->release(w);
