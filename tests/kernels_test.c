@@ -169,11 +169,11 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(33, 3, 65, 3, 136, 3, 1), 1, IN_BLOCKS); // in chunks, added one by one
   // gpu/halo.h: several strips of an image, channels that fill no chunk, filters that fill no tile, a
   // last tile with room for more images; and an image that is no whole number of strips.
-  add_conv(make_conv_shape(2, 24, 32, 8, 16, 3, 1), 3, SMALL);
+  add_conv(make_conv_shape(1, 24, 32, 8, 16, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(2, 16, 16, 40, 24, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(5, 8, 8, 24, 72, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(17, 4, 4, 40, 48, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, SMALL);
+  add_conv(make_conv_shape(1, 12, 32, 8, 8, 3, 1), 3, SMALL);
 }
 
 // Every combination of what a call can ask for.
@@ -244,7 +244,7 @@ static void add_all_cases(void) {
   add_network_convs(16, 2, 3, MEDIUM);
   add_network_convs(8, 3, 3, SMALL);
   add_ragged_convs();
-  static const int norms[][4] = {{3, 3072, 64, 0}, {2, 512, 128, 0}, {2, 128, 256, 0},
+  static const int norms[][4] = {{2, 2048, 64, 0}, {2, 512, 128, 0}, {2, 128, 256, 0},
                                  {2, 32, 512, 1},  {3, 3072, 8, 1},  {1, 16, 64, 1},
                                  {5, 35, 24, 1},   {1, 2, 12, 1},    {91, 1001, 5, 1}};
   for (size_t i = 0; i < sizeof norms / sizeof *norms; i++)
