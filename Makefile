@@ -62,7 +62,8 @@ GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(SIMULATOR)
 ifneq ($(NVCC),)
 CUDA_OBJECTS := $(KERNELS:%.cu=$(BUILD)/cuda/%.o)
 CUDA_LIBRARIES := -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -ldl -lrt -lpthread -lstdc++
-$(BUILD)/run/devices.o: OUR_CFLAGS += -DHAVE_CUDA
+# private: else what it depends on would be built with it too, $(BUILD)/flags among it.
+$(BUILD)/run/devices.o: private OUR_CFLAGS += -DHAVE_CUDA
 endif
 
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
@@ -96,6 +97,7 @@ help:
 	@echo 'make experiment   what mixup and smoothing bring: four variants, three seeds (RECIPE=, SEEDS=, JOBS=)'
 	@echo 'make pictures     draw the pictures of the course (DATA=DIR: from CIFAR-10, into build/pictures)'
 	@echo 'make ladder       six kernels from a plain one to conv.cu, and what each costs'
+	@echo 'make exercise     ten kernels to write: N=1 checks the first, and says what is wrong and what it costs'
 	@echo 'make bug          twelve broken kernels to mend: N=1 begins, SOLVE=1 gives up'
 	@echo 'make course-check check what belongs to the course'
 	@echo 'make build        build all that this machine can, and say what that is'

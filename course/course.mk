@@ -1,6 +1,6 @@
 # The course's own targets; the Makefile includes this file.
 
-.PHONY: experiment experiment-table pictures ladder bug course-check
+.PHONY: experiment experiment-table pictures ladder exercise bug course-check
 
 # Neither, mixup, smoothing, both: RECIPE=minutes, evening or published; SEEDS=3; JOBS= runs at a time
 # (1 where a GPU does the work); RESULTS=DIR. tools/experiment.sh says more.
@@ -38,12 +38,39 @@ $(LADDER): $(BUILD)/course/ladder/ladder.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED
 	$(LINK)
 
 ifneq ($(CUDA_OBJECTS),)
-$(BUILD)/course/ladder/ladder.o: OUR_CFLAGS += -DHAVE_CUDA
+$(BUILD)/course/ladder/ladder.o $(BUILD)/course/exercises/exercises.o: private OUR_CFLAGS += -DHAVE_CUDA
 endif
 
 # Six rungs from a plain kernel to conv.cu's: held against the reference, and what each costs.
 ladder: $(LADDER)
 	@$(LADDER)
+
+# -- Fill in ------------------------------------------------------------------------------------------
+
+# Everything but a student's file: the checker, our solutions, the program's kernels.
+IN_EXERCISES := course/exercises/table.cu $(wildcard course/exercises/solutions/*.cu)
+EXERCISES := $(BUILD)/watched/exercises
+EXERCISE_OBJECTS := $(BUILD)/course/exercises/exercises.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) \
+  $(IN_EXERCISES:%.cu=$(BUILD)/watched/%.o) $(CUDA_OBJECTS) \
+  $(if $(CUDA_OBJECTS),$(IN_EXERCISES:%.cu=$(BUILD)/cuda/%.o))
+
+$(EXERCISES): $(EXERCISE_OBJECTS)
+	$(LINK)
+
+# For tools/exercise.sh, which compiles a student's file and links it with these. Warnings are shown,
+# and are no errors: half-written code has some.
+exercise course-check: export CHECKER := $(EXERCISES)
+exercise course-check: export OBJECTS := $(EXERCISE_OBJECTS)
+exercise course-check: export COMPILE := g++ $(WATCH_FLAGS) $(filter-out -MMD -MP -Werror,$(OUR_CXXFLAGS)) \
+  -Wno-unused-parameter -x c++ -c
+exercise course-check: export COMPILE_CUDA := $(if $(NVCC),$(NVCC) -std=c++17 -O3 -arch=$(or $(ARCH),sm_80) -I. -c)
+exercise course-check: export LINK_WITH := $(CC) $(CFLAGS) $(OUR_CFLAGS)
+exercise course-check: export LINK_THEN := $(CUDA_LIBRARIES) $(LIBRARIES)
+exercise course-check: export HAVE_GPU := $(DETECTED)
+
+# Lists the ten; N=1 .. 10 checks course/exercises/N_..cu, or another file that FILE= names.
+exercise: $(EXERCISES)
+	@tools/exercise.sh $(N) $(if $(N),$(FILE))
 
 # -- Find the bug -------------------------------------------------------------------------------------
 
@@ -54,7 +81,7 @@ bug:
 # -- Checks -------------------------------------------------------------------------------------------
 
 # What CI runs of the course, besides `make check`.
-course-check: $(TRAIN) $(SHAPES) $(DRAW) $(BUILD)/plot $(LADDER)
+course-check: $(TRAIN) $(SHAPES) $(DRAW) $(BUILD)/plot $(LADDER) $(EXERCISES)
 	@tests/run.sh $(LADDER) "tests/experiment_test.sh $(TRAIN) $(SHAPES)" \
 	  "tests/pictures_test.sh $(DRAW) $(BUILD)/plot $(SHAPES) $(TRAIN)" \
-	  "tests/chapters_test.sh $(LADDER)" tests/bugs_test.sh
+	  "tests/chapters_test.sh $(LADDER)" tests/bugs_test.sh tests/exercises_test.sh
