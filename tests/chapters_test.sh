@@ -28,6 +28,10 @@ unsaid=$("$1" | grep '^[0-9] of' | while read -r line; do grep -qF "$line" cours
 [ -z "$unsaid" ] && [ "$(grep -c '^    [0-9] of' course/3-ladder.md)" -eq 6 ]
 check "course/3-ladder.md: the table that make ladder prints${unsaid:+, but for $unsaid}" $?
 
+said=$(grep -o 'simt_broken.h:[0-9]*, but' course/5-simulator.md | tr -dc 0-9)
+sed -n "${said:-1}p" tests/simt_broken.h | grep -q __syncthreads
+check "course/5-simulator.md: a report's line is where it says" $?
+
 # What 1-step.md computes by hand, computed once more.
 python3 - <<'end'
 from math import exp, log, sqrt
