@@ -32,6 +32,19 @@ said=$(grep -o 'simt_broken.h:[0-9]*, but' course/5-simulator.md | tr -dc 0-9)
 sed -n "${said:-1}p" tests/simt_broken.h | grep -q __syncthreads
 check "course/5-simulator.md: a report's line is where it says" $?
 
+# What 4-cpu.md computes by hand.
+python3 - <<'end'
+d, g = (1, 2, 3, 4), (1, 0, 2)
+m = ((d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2, (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2,
+     (d[1] - d[3]) * g[2])
+y = [sum(d[i + j] * g[j] for j in range(3)) for i in range(2)]
+assert (m[0] + m[1] + m[2], m[1] - m[2] - m[3]) == tuple(y)
+page = open("course/4-cpu.md").read()
+for i, value in enumerate(m): assert [l for l in page.split("\n") if l.startswith("    m%d = " % (i + 1)) and l.endswith("= %g" % value)]
+for i, value in enumerate(y): assert "    y%d = " % i in page and "= %d\n" % value in page
+end
+check "course/4-cpu.md: its numbers" $?
+
 # What 1-step.md computes by hand, computed once more.
 python3 - <<'end'
 from math import exp, log, sqrt
