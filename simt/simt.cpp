@@ -67,7 +67,7 @@ static bool pass_barrier() {
 // Lets the warp's lanes run, each until it waits, until none can go on.
 static void run_warp(int warp) {
   const int size = lanes_of(warp);
-  for (int i = 0, idle = 0; idle < size; i = (i + 1) % size, idle++) {
+  for (int i = 0, idle = 0; idle < size; i = i + 1 < size ? i + 1 : 0, idle++) {
     simt_thread *t = &simt_now.threads[warp * WARP + (simt_reversed ? size - 1 - i : i)];
     if (t->state != RUNNABLE) continue;
     simt_now.thread = t;
@@ -199,14 +199,20 @@ void __syncthreads(site where) {
   simt_switch(&wait_at("__syncthreads", AT_BARRIER, where)->stack, scheduler);
 }
 
+// Does t wait for this lane of its warp?
+static inline bool is_missing(const simt_thread *lane, const simt_thread *t) {
+  return t->mask >> lane->number % WARP & 1 && lane->state != DONE &&
+         !(stand_together(lane, t) && lane->mask == t->mask);
+}
+
 static bool act_if_all_arrived(simt_thread *t) {
   simt_thread *lanes = first_lane(t);
-  const int size = lanes_of(t->number / WARP);
+  const int size = lanes_of(t->number / WARP), last_to_run = simt_reversed ? 0 : size - 1;
+  if (is_missing(&lanes[last_to_run], t)) return false; // mostly; else all are looked at
   void *data[WARP] = {NULL};
   for (int lane = 0; lane < size; lane++) {
-    if (!(t->mask >> lane & 1) || lanes[lane].state == DONE) continue;
-    if (!stand_together(&lanes[lane], t) || lanes[lane].mask != t->mask) return false;
-    data[lane] = lanes[lane].data;
+    if (is_missing(&lanes[lane], t)) return false;
+    if (t->mask >> lane & 1 && lanes[lane].state != DONE) data[lane] = lanes[lane].data;
   }
   simt_thread *last = simt_now.thread;
   simt_now.thread = t; // for reports
@@ -299,12 +305,15 @@ static void multiply(void *data[WARP]) {
     for (int i = 0; i < 4; i++) {
       a[g + i % 2 * 8][t + i / 2 * 8] = simt::first_of(lane[l]->a[i]);
       a[g + i % 2 * 8][t + i / 2 * 8 + 1] = simt::second_of(lane[l]->a[i]);
-      b[t + i / 2 * 8 + i % 2][g] = (i % 2 ? simt::second_of : simt::first_of)(lane[l]->b[i / 2]);
       c[g + i / 2 * 8][t + i % 2] = lane[l]->c[i];
     }
+    for (int i = 0; i < 2; i++) {
+      b[t + i * 8][g] = simt::first_of(lane[l]->b[i]);
+      b[t + i * 8 + 1][g] = simt::second_of(lane[l]->b[i]);
+    }
   }
-  for (int m = 0; m < 16; m++)
-    for (int k = 0; k < 16; k++)
+  for (int k = 0; k < 16; k++) // 16 sums grow side by side: none waits for its own last addition
+    for (int m = 0; m < 16; m++)
       for (int n = 0; n < 8; n++) c[m][n] += a[m][k] * b[k][n];
   for (int l = 0; l < WARP; l++)
     for (int i = 0; i < 4; i++) lane[l]->c[i] = c[l / 4 + i / 2 * 8][2 * (l % 4) + i % 2];

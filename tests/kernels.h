@@ -34,8 +34,8 @@ static inline bool is_fast_kernel(const device *d) {
 }
 
 // SMALL: in the selection `quick`. LARGE: only the fast kernels run twice, the second time reversed.
-// LARGEST: only they run, and once. IN_BLOCKS: `quick` too, for cpu-bf16 alone.
-typedef enum { SMALL, MEDIUM, LARGE, LARGEST, IN_BLOCKS } extent;
+// IN_BLOCKS: `quick` too, for cpu-bf16 alone.
+typedef enum { SMALL, MEDIUM, LARGE, IN_BLOCKS } extent;
 
 typedef struct test_case {
   const char *operation; // its name in device.h
@@ -237,7 +237,7 @@ static inline void run(const test_case *c, const device *d, launcher *launch) {
     else if (a->format != BYTES)
       memcpy(a->values, a->after + a->guard, a->bytes);
   }
-  if (c->size == LARGEST || (c->size == LARGE && !is_fast_kernel(d))) return;
+  if (c->size == LARGE && !is_fast_kernel(d)) return;
   simt_reversed = kind == SIMULATED;
   const bool simulated = !strncmp(d->name, "simt", 4);
   add_row(c, d->name, simulated ? "reversed" : "repeated", !run_once(c, d, launch, true), 0);
@@ -356,13 +356,9 @@ static inline devices open_devices(const selection *s) {
 // Those of them on which a case of that size runs.
 static inline devices devices_for(extent size, const devices *all) {
   devices chosen = {.count = 0};
-  for (int i = 0; i < all->count; i++) {
-    const device *d = all->of[i];
-    const bool wanted = size == LARGEST     ? is_fast_kernel(d)
-                        : size == IN_BLOCKS ? !strcmp(d->name, "cpu-bf16")
-                                            : true;
-    if (wanted) chosen.of[chosen.count++] = d;
-  }
+  for (int i = 0; i < all->count; i++)
+    if (size != IN_BLOCKS || !strcmp(all->of[i]->name, "cpu-bf16"))
+      chosen.of[chosen.count++] = all->of[i];
   return chosen;
 }
 
