@@ -81,7 +81,7 @@ bug:
 # -- Checks -------------------------------------------------------------------------------------------
 
 # What CI runs of the course, besides `make check`.
-course-check: $(TRAIN) $(SHAPES) $(DRAW) $(BUILD)/plot $(LADDER) $(EXERCISES)
+course-check: $(TRAIN) $(SHAPES) $(DRAW) $(BUILD)/plot $(LADDER) $(EXERCISES) $(BUILD)/watched/simt_test
 	@tests/run.sh $(LADDER) "tests/experiment_test.sh $(TRAIN) $(SHAPES)" \
 	  "tests/pictures_test.sh $(DRAW) $(BUILD)/plot $(SHAPES) $(TRAIN)" \
-	  "tests/chapters_test.sh $(LADDER)" tests/bugs_test.sh tests/exercises_test.sh
+	  "tests/chapters_test.sh $(LADDER) $(BUILD)/watched/simt_test" tests/bugs_test.sh tests/exercises_test.sh

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# chapters_test.sh LADDER - the course's pages say what is so: every link leads to a file, every picture is
+# chapters_test.sh LADDER SIMT_TEST - the course's pages say what is so: every link leads to a file, every picture is
 # shown, and the outputs in the chapters are what the commands print. `make course-check` runs it.
 set -u
-passed=0 failed=0
+passed=0 failed=0 shown=$(mktemp)
+trap 'rm -f "$shown"' EXIT
 
 check() { # what, status
   if [ "$2" -eq 0 ]; then
@@ -27,6 +28,12 @@ done
 unsaid=$("$1" | grep '^[0-9] of' | while read -r line; do grep -qF "$line" course/3-ladder.md || echo "$line"; done)
 [ -z "$unsaid" ] && [ "$(grep -c '^    [0-9] of' course/3-ladder.md)" -eq 6 ]
 check "course/3-ladder.md: the table that make ladder prints${unsaid:+, but for $unsaid}" $?
+
+# What 2-gpu.md shows of the simulator's own check.
+SHOW=1 "$2" >"$shown"
+unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -r line; do grep -qF "$line" "$shown" || echo "$line"; done)
+[ -z "$unsaid" ] && [ "$(grep -c '^    ok  ' course/2-gpu.md)" -eq 11 ]
+check "course/2-gpu.md: what simt_test prints${unsaid:+, but for $unsaid}" $?
 
 said=$(grep -o 'simt_broken.h:[0-9]*, but' course/5-simulator.md | tr -dc 0-9)
 sed -n "${said:-1}p" tests/simt_broken.h | grep -q __syncthreads
