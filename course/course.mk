@@ -24,9 +24,9 @@ $(BUILD)/plot: $(BUILD)/tools/plot.o $(BUILD)/tools/svg.o
 	$(LINK)
 
 # Into course/pictures/, from the stand-in set; DATA=DIR: of another, into build/pictures/.
-pictures: $(DRAW) $(BUILD)/plot $(TRAIN) $(SHAPES)
+pictures: $(DRAW) $(BUILD)/plot $(TRAIN) $(SHAPES) $(BUILD)/bench/cost
 	@cp -f $(BUILD)/plot tools/plot
-	@DATA="$(DATA)" BUILD=$(BUILD) TRAIN=$(TRAIN) SHAPES=$(SHAPES) tools/pictures.sh
+	@DATA="$(DATA)" SHEET="$(SHEET)" BUILD=$(BUILD) TRAIN=$(TRAIN) SHAPES=$(SHAPES) tools/pictures.sh
 
 # -- The ladder ---------------------------------------------------------------------------------------
 

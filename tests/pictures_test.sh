@@ -86,6 +86,23 @@ error=$("$train" --data data --eval run/resnet18_cifar10.safetensors | sed -n 's
 grep -q "error $(printf %.3f "$error")" reliability.svg
 check "reliability: the calibration error that --eval gives" $?
 
+# A sheet of 14 kernels: the first takes 28 % of an H100's time and 10 % of an RTX 3090's, the others
+# share the rest; it does 100 FLOP for each byte, where an H100's memory allows 335 TFLOP/s. From 10 to
+# 1,000 are 300 units each way: its point lies in the middle, at 64 + 150, and log10(33.5) * 150 up.
+awk 'function row(name, gflop, mb, h100, rest) {
+       printf "%-29s %-7s %4d %8.1f %8.1f %9.1f %8.1f %5.2f %7.1f %7.1f %7.1f %7.1f\n", name, "3x3/1", 1, gflop, mb, mb, 0, 1, rest, h100, rest, rest }
+     BEGIN { print "kernel                        layer"
+             row("first (output)", 100, 1000, 280, 100)
+             for (i = 2; i <= 14; i++) row("kernel" i, 0, 100, 720 / 13, 900 / 13)
+             row("together", 100, 2300, 1000, 1000) }' >sheet.txt
+sed -i 's/^\(together *\)3x3\/1/\1     /' sheet.txt
+"$pictures" roofline step=sheet.txt -o roofline.svg && python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("roofline.svg")' &&
+  grep -A 1 '<circle cx="214.0" cy="137.2" r="8"' roofline.svg | grep -q 'fill="#ffffff"' && [ "$(grep -c '<circle' roofline.svg)" -eq 1 ] &&
+  grep -A 9 '>first (output) 3x3/1<' roofline.svg | grep -o '>[0-9.]*<' | tr -d '\n' | grep -q '^>1<>28.0<>10.0<'
+check "roofline: a kernel's point and its shares" $?
+grep -A 3 '>the others<' roofline.svg | grep -q '>11.1<' # two of 13, of 72 %
+check "roofline: what is not shown is added up" $?
+
 printf 'epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n' >head.csv
 { cat head.csv; printf '0,1,1,0,1,0.5,1,1,x\n1,1,1,0.5,1,0.5,1,1,x\n'; } >one.csv
 { cat head.csv; printf '0,1,1,0.5,1,0.5,1,1,x\n1,1,1,1,1,0.5,1,1,x\n'; } >two.csv
@@ -100,8 +117,9 @@ mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv &
   cp bins.csv results/minutes/plain-2/bins.csv
 here=$PWD
 (cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
-  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 9 ]
-check "make pictures: all nine, from results too" $?
+  SHEET=$here/sheet.txt \
+  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 10 ]
+check "make pictures: all ten, from results too" $?
 { cat one.csv; printf '2,1,1'; } >cut.csv
 refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
 refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg
@@ -111,6 +129,9 @@ refuse 1 'nowhere/out.svg: No such' "$plot" one.csv -o nowhere/out.svg
 refuse 2 '^plot: usage:' "$plot" one.csv
 refuse 1 'run.csv: is no file of --bins' "$pictures" reliability plain=run.csv -o out.svg
 refuse 1 'bins.csv: NAME=FILE.csv is wanted' "$pictures" reliability bins.csv -o out.svg
+head -n 9 sheet.txt >short.txt
+refuse 1 'short.txt: is not what .make cost. prints' "$pictures" roofline step=short.txt -o out.svg
+refuse 1 'sheet.txt: step=FILE is wanted' "$pictures" roofline sheet.txt -o out.svg
 refuse 1 'nowhere/data_batch_1.bin' "$pictures" mixed --data nowhere -o out.png
 refuse 1 'run.csv: .*safetensors' "$pictures" filters --weights run.csv -o out.png
 refuse 2 '^usage:' "$pictures" mixed -o out.png

@@ -23,6 +23,7 @@ static const struct {
     {"filters", draw_filters, false, true, false},
     {"mistakes", draw_mistakes, true, true, false},
     {"reliability", draw_reliability, false, false, true},
+    {"roofline", draw_roofline, false, false, true},
 };
 enum { PICTURES = sizeof table / sizeof *table };
 
@@ -45,11 +46,11 @@ static bool parse(int argc, char **argv, picture_request *r) {
 }
 
 static int usage(void) {
-  fprintf(stderr, "usage: pictures NAME [--data DIR] [--weights FILE] [NAME=FILE.csv ..] -o FILE\n"
+  fprintf(stderr, "usage: pictures NAME [--data DIR] [--weights FILE] [NAME=FILE ..] -o FILE\n"
                   "where NAME is");
   for (int i = 0; i < PICTURES; i++)
     fprintf(stderr, "%s %s%s%s%s", i ? "," : "", table[i].name, table[i].data ? " --data" : "",
-            table[i].weights ? " --weights" : "", table[i].arguments ? " NAME=FILE.csv .." : "");
+            table[i].weights ? " --weights" : "", table[i].arguments ? " NAME=FILE .." : "");
   fprintf(stderr, "\n");
   return 2;
 }

@@ -32,4 +32,8 @@ draw_picture draw_mistakes; // the test images that it is most sure of and wrong
 // draw_bins.c, of the files of ./train --eval --bins: arguments are NAME=FILE.csv
 draw_picture draw_reliability; // accuracy against confidence, and how many images have which
 
+// draw_cost.c, of what `make cost` prints: the argument is that file
+draw_picture
+    draw_roofline; // which kernels memory binds, which arithmetic; each one's share of a step
+
 #endif

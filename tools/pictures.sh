@@ -9,6 +9,7 @@
 #     RESULTS=DIR    what `make experiment` left, RECIPE=minutes of it: course/results
 #     PICTURES=DIR   where to: course/pictures, or, with DATA=, build/pictures, since CIFAR-10's
 #                    images are not ours to publish
+#     SHEET=FILE     what `make cost` prints: without it, that is done first, which takes a minute
 #     BUILD=DIR TRAIN=FILE SHAPES=FILE   the programs
 set -euo pipefail
 
@@ -37,6 +38,8 @@ draw filters --weights "$weights" filters.png
 draw targets targets.svg
 draw beta beta.svg
 draw schedule schedule.svg
+[ -n "${SHEET:-}" ] || "$build/bench/cost" >build/pictures/step.txt
+draw roofline "step=${SHEET:-build/pictures/step.txt}" roofline.svg
 
 # named FILE: VARIANT=.../VARIANT-SEED/FILE for each run, the variants in the table's order.
 named() {

@@ -64,14 +64,17 @@ void svg_text(FILE *out, double x, double y, double size, const char *anchor, co
 
 // -- Axes -----------------------------------------------------------------------------------------
 
+// How far from one edge to the other.
+static double share_of(bool log, double value, double from, double to) {
+  return log ? log10(value / from) / log10(to / from) : (value - from) / (to - from);
+}
+
 static double place_x(const chart *c, double x) {
-  return c->left + c->width * (x - c->x0) / (c->x1 - c->x0);
+  return c->left + c->width * share_of(c->log_x, x, c->x0, c->x1);
 }
 
 static double place_y(const chart *c, double y) {
-  const double share =
-      c->log_y ? log10(y / c->y0) / log10(c->y1 / c->y0) : (y - c->y0) / (c->y1 - c->y0);
-  return c->top + c->height * (1 - share);
+  return c->top + c->height * (1 - share_of(c->log_y, y, c->y0, c->y1));
 }
 
 static double inside(double value, double from, double to) {
@@ -105,8 +108,10 @@ static void mark_y(FILE *out, const chart *c, double y) {
 }
 
 // Every round number of an axis, counted from the first so that no rounding error adds up.
-static void mark_all(FILE *out, const chart *c, double from, double to,
+static void mark_all(FILE *out, const chart *c, bool log, double from, double to,
                      void (*mark)(FILE *, const chart *, double)) {
+  for (double at = from; log && at <= to * 1.001; at *= 10) mark(out, c, at);
+  if (log) return;
   const double step = round_step(to - from), first = ceil(from / step - 1e-9);
   for (int i = 0; (first + i) * step <= to + 1e-9 * step; i++) mark(out, c, (first + i) * step);
 }
@@ -114,11 +119,8 @@ static void mark_all(FILE *out, const chart *c, double from, double to,
 void chart_axes(FILE *out, const chart *c, const char *title, const char *x_name,
                 const char *y_name) {
   const double middle = c->top + c->height / 2, y_at = c->left - 40;
-  mark_all(out, c, c->x0, c->x1, mark_x);
-  if (c->log_y)
-    for (double y = c->y0; y <= c->y1 * 1.001; y *= 10) mark_y(out, c, y);
-  else
-    mark_all(out, c, c->y0, c->y1, mark_y);
+  mark_all(out, c, c->log_x, c->x0, c->x1, mark_x);
+  mark_all(out, c, c->log_y, c->y0, c->y1, mark_y);
   fprintf(out,
           "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"none\" "
           "stroke=\"#444444\"/>\n",
@@ -157,14 +159,26 @@ void chart_band(FILE *out, const chart *c, look how, int count, const double *x,
   fprintf(out, "\"/>\n");
 }
 
-void chart_bar(FILE *out, const chart *c, look how, double x0, double x1, double y, bool hollow) {
-  const double left = place_x(c, x0), top = place_y(c, inside(y, c->y0, c->y1));
-  fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" ", left, top,
-          place_x(c, x1) - left, c->top + c->height - top);
+void svg_bar(FILE *out, look how, double x, double y, double width, double height, bool hollow) {
+  fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" ", x, y, width, height);
   fprintf(out,
           hollow ? "fill=\"none\" stroke=\"%s\" stroke-dasharray=\"3 2\"/>\n"
                  : "fill=\"%s\" fill-opacity=\"0.55\"/>\n",
           how.colour);
+}
+
+void chart_bar(FILE *out, const chart *c, look how, double x0, double x1, double y, bool hollow) {
+  const double left = place_x(c, x0), top = place_y(c, inside(y, c->y0, c->y1));
+  svg_bar(out, how, left, top, place_x(c, x1) - left, c->top + c->height - top, hollow);
+}
+
+void chart_point(FILE *out, const chart *c, look how, double x, double y, int number) {
+  const double at_x = place_x(c, inside(x, c->x0, c->x1));
+  const double at_y = place_y(c, inside(y, c->y0, c->y1));
+  fprintf(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"8\" fill=\"%s\"/>\n<g fill=\"#ffffff\">\n",
+          at_x, at_y, how.colour);
+  svg_text(out, at_x, at_y + 3.5, 10, "middle", "%d", number);
+  fprintf(out, "</g>\n");
 }
 
 void svg_legend(FILE *out, double x, double y, int count, const char *const *names) {

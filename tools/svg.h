@@ -24,7 +24,7 @@ look series_look(int number); // of series 0, 1, ..; from the eighth on they rep
 typedef struct {
   double left, top, width, height; // on the sheet
   double x0, x1, y0, y1;           // the numbers at its left and right, lower and upper edge
-  bool log_y;                      // powers of ten at equal distances; y0 and y1 are powers of ten
+  bool log_x, log_y;               // powers of ten at equal distances; the edges are powers of ten
 } chart;
 
 // Opens the file and begins a white sheet; NULL, with a line in e, where that is not possible. `title` is
@@ -47,6 +47,12 @@ void chart_band(FILE *out, const chart *c, look how, int count, const double *x,
                 const double *high);
 // A bar from x0 to x1, from the lower edge up to y; hollow: only its outline, dashed.
 void chart_bar(FILE *out, const chart *c, look how, double x0, double x1, double y, bool hollow);
+
+// A number on a point, white on a disc.
+void chart_point(FILE *out, const chart *c, look how, double x, double y, int number);
+
+// A bar on the sheet, for charts that lie on their side; hollow as above.
+void svg_bar(FILE *out, look how, double x, double y, double width, double height, bool hollow);
 
 // A row of names with their lines, from (x, y) to the right.
 void svg_legend(FILE *out, double x, double y, int count, const char *const *names);
