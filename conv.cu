@@ -390,11 +390,12 @@ static __global__ void add_parts(float *dw, const float *partials, int parts, in
   if (row < filters && column < columns) dw[(size_t)row * columns + column] = sum;
 }
 
-// Into how many steps of the sum a part is cut, so that there are about two blocks for each of 132
-// processors, and some steps in a part.
-static int steps_of_part(int steps, int least, int blocks_of_part) {
-  enum { BLOCKS = 256 };
-  return divide_up(steps, min_of(divide_up(BLOCKS, blocks_of_part), divide_up(steps, least)));
+enum { PROCESSORS = 128 }; // of a large GPU, about: an A100 has 108, an H100 132
+
+// How many of the sum's steps a part has, so that all parts together are about `blocks` blocks, and none
+// has fewer steps than `least`.
+static int steps_of_part(int steps, int least, int blocks, int blocks_of_part) {
+  return divide_up(steps, min_of(divide_up(blocks, blocks_of_part), divide_up(steps, least)));
 }
 
 // Where the parts go: to dw itself, where there is one part without padding.
@@ -414,7 +415,7 @@ template <int ROWS, int COLUMNS, bool ALIGNED>
 static void launch_weight_job(weight_job *o, real *dw) {
   const int columns = o->patches.terms, steps = divide_up(o->patches.pixels, DEPTH);
   const int rows = divide_up(o->filters, ROWS), across = divide_up(columns, COLUMNS);
-  o->part_steps = steps_of_part(steps, 8, rows * across);
+  o->part_steps = steps_of_part(steps, 8, 2 * PROCESSORS, rows * across);
   const int parts = divide_up(steps, o->part_steps);
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
   o->to = place_of_parts(dw, parts, o->filters, columns, o->pitch);
@@ -423,10 +424,12 @@ static void launch_weight_job(weight_job *o, real *dw) {
   launch_add_parts(dw, o->to, parts, o->filters, columns, o->pitch);
 }
 
+// A block for each processor, not two: each part is stored, and read again to be added, which takes an
+// H100 longer than the products themselves.
 template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
   const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
   const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
-  g->part_strips = steps_of_part(strips, 2, slices * tiles);
+  g->part_strips = steps_of_part(strips, 2, PROCESSORS, slices * tiles);
   const int parts = divide_up(strips, g->part_strips);
   g->to = place_of_parts(dw, parts, g->filters, columns, columns);
   launch("strip_tile", strip_tile<WIDTH>,

@@ -89,14 +89,22 @@ static __device__ strip_copies find_region(const strip_job &g, bf16 *stage, int 
   // piece 0 and the second's piece 3 would meet in banks 0 to 3; four apart, none do.
   const int first = threadIdx.x / 32 * 8 + threadIdx.x / 8 % 4 + threadIdx.x / 4 % 2 * 4;
   const int piece = threadIdx.x % PIECES, channel = first_channel + piece * EIGHT;
-  const int pixel = first_pixel + first - (WHOLE ? 0 : WIDTH); // a strip begins with the row above
   bf16 *to = stage + region::place_of(first) + region::PIXEL + piece * EIGHT;
-  return {pixel * (g.channels / EIGHT) + channel / EIGHT, WHOLE ? pixel : row - 1 + first / WIDTH,
-          channel >= g.channels ? 0
-          : WHOLE               ? g.pixels
-                                : g.height,
-          WHOLE ? to + region::LINE
-                : to}; // below a border, which whole images have above the first
+  strip_copies c;
+  int pixel = first_pixel + first;
+  if (WHOLE) {
+    c.at = pixel;
+    c.limit = g.pixels;
+    c.to = to + region::LINE; // the row above the first image is a border
+  } else {
+    pixel -= WIDTH; // a strip begins with the row above
+    c.at = row - 1 + first / WIDTH;
+    c.limit = g.height;
+    c.to = to;
+  }
+  if (channel >= g.channels) c.limit = 0;
+  c.from = pixel * (g.channels / EIGHT) + channel / EIGHT;
+  return c;
 }
 
 // Begins to copy a strip's share of array, zeroes where there is no such pixel: piece i of the thread is
