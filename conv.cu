@@ -26,7 +26,8 @@
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
 //    patches of x or dz by w, the weight gradient dz by patches of x.
 //    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
-//    computes output and input gradient of those layers from pixels that come from memory once.
+//    computes output and input gradient of those layers from pixels that come from memory once,
+//    gpu/halo_weight.h the weight gradient.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers.
 //

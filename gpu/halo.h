@@ -57,6 +57,8 @@
 // and on an H100, with 65 to 69 KB of shared memory each; where there are 100 KB (sm_86, sm_89),
 // one does.
 //
+// The weight gradient has a file of its own, gpu/halo_weight.h.
+//
 // Checked by `make check`, through conv.cu's operations; by itself:
 //
 //     build/gcc/watched/kernels_test conv_forward simt unguarded
