@@ -430,7 +430,7 @@ static void launch_weight_job(weight_job *o, real *dw) {
 template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
   const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
   const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
-  g->part_strips = steps_of_part(strips, 2, PROCESSORS, slices * tiles);
+  g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
   const int parts = divide_up(strips, g->part_strips);
   g->to = place_of_parts(dw, parts, g->filters, columns, columns);
   launch("strip_tile", strip_tile<WIDTH>,

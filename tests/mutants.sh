@@ -18,7 +18,8 @@
 # PROGRAM is one of those that `make check` runs, so that what it rejects, `make check` rejects: a
 # test (wiring_test), with its folder where that is not tests/ (double/gradients_test, or
 # watched/kernels_test, with the kernels' accesses to memory watched), data_test.sh, or train_test.sh,
-# which takes longest. OPERATION is for kernels_test, which then runs small shapes of that one only.
+# which takes longest. OPERATION is for kernels_test, which then runs small shapes of that one only;
+# "unguarded" can follow, for an access behind an array that changes no result.
 set -u
 export OMP_WAIT_POLICY=passive
 cd "$(dirname "$0")/.." || exit 1
