@@ -74,7 +74,7 @@ entries() {
       check=${check%%: *}
       [[ $check == *' '* ]] || check+=' -'
       [ $(((number - 1) % parts + 1)) -eq "$part_number" ] &&
-        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check% *}" "${check#* }" \
+        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check%% *}" "${check#* }" \
           "${head#*: *: }" "${old# }" "${line# }"
       ;;
     esac
