@@ -26,7 +26,8 @@
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
 //    patches of x or dz by w, the weight gradient dz by patches of x.
 //    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
-//    computes output and input gradient of those layers from pixels that come from memory once.
+//    computes output and input gradient of those layers from pixels that come from memory once,
+//    gpu/halo_weight.h the weight gradient.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers.
 //
@@ -35,6 +36,7 @@
 #include "gpu/divide.h"
 #include "gpu/epilogue.h"
 #include "gpu/halo.h"
+#include "gpu/halo_weight.h"
 #include "gpu/patches.h"
 #include "gpu/tile.h"
 
@@ -389,26 +391,82 @@ static __global__ void add_parts(float *dw, const float *partials, int parts, in
   if (row < filters && column < columns) dw[(size_t)row * columns + column] = sum;
 }
 
+enum { PROCESSORS = 128 }; // of a large GPU, about: an A100 has 108, an H100 132
+
+// How many of the sum's steps a part has, so that all parts together are about `blocks` blocks, and none
+// has fewer steps than `least`.
+static int steps_of_part(int steps, int least, int blocks, int blocks_of_part) {
+  return divide_up(steps, min_of(divide_up(blocks, blocks_of_part), divide_up(steps, least)));
+}
+
+// Where the parts go: to dw itself, where there is one part without padding.
+static float *place_of_parts(real *dw, int parts, int filters, int columns, int pitch) {
+  if (parts == 1 && pitch == columns) return dw;
+  return (float *)workspace((size_t)parts * filters * pitch * sizeof(float));
+}
+
+static void launch_add_parts(real *dw, const float *partials, int parts, int filters, int columns,
+                             int pitch) {
+  if (partials != dw)
+    launch("add_parts", add_parts, shape_of_sums<1, THREADS>(filters * pitch), dw, partials, parts,
+           filters, columns, pitch);
+}
+
 template <int ROWS, int COLUMNS, bool ALIGNED>
 static void launch_weight_job(weight_job *o, real *dw) {
-  enum { BLOCKS = 256, LEAST_STEPS = 8 }; // about two blocks for each of 132 processors
   const int columns = o->patches.terms, steps = divide_up(o->patches.pixels, DEPTH);
   const int rows = divide_up(o->filters, ROWS), across = divide_up(columns, COLUMNS);
-  const int wanted = min_of(divide_up(BLOCKS, rows * across), divide_up(steps, LEAST_STEPS));
-  o->part_steps = divide_up(steps, wanted);
-  const int parts = divide_up(steps, o->part_steps), count = o->filters * o->pitch;
-  const bool direct = parts == 1 && o->pitch == columns;
+  o->part_steps = steps_of_part(steps, 8, 2 * PROCESSORS, rows * across);
+  const int parts = divide_up(steps, o->part_steps);
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
-  o->to = direct ? dw : (float *)workspace((size_t)parts * count * sizeof(float));
+  o->to = place_of_parts(dw, parts, o->filters, columns, o->pitch);
   launch("weight_tile", weight_tile<ROWS, COLUMNS, ALIGNED>,
          {dim3(parts, across, rows), dim3(THREADS), stages}, *o);
-  if (!direct)
-    launch("add_parts", add_parts, shape_of_sums<1, THREADS>(count), dw, o->to, parts, o->filters,
-           columns, o->pitch);
+  launch_add_parts(dw, o->to, parts, o->filters, columns, o->pitch);
+}
+
+// A block for each processor, not two: each part is stored, and read again to be added, which takes an
+// H100 longer than the products themselves.
+template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
+  const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
+  const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
+  g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
+  const int parts = divide_up(strips, g->part_strips);
+  g->to = place_of_parts(dw, parts, g->filters, columns, columns);
+  launch("strip_tile", strip_tile<WIDTH>,
+         {dim3(parts, slices, tiles), dim3(THREADS), 2 * strip_of<WIDTH>::STAGE * sizeof(bf16)},
+         *g);
+  launch_add_parts(dw, g->to, parts, g->filters, columns, columns);
+}
+
+// False, and nothing is done, for a shape that weight_tile has to take.
+static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x) {
+  const int width = s->in_width, height = s->in_height;
+  strip_job g = {NULL,
+                 (const bf16 *)dz,
+                 (const bf16 *)x,
+                 height,
+                 s->batch * height * width,
+                 s->out_channels,
+                 s->in_channels,
+                 0};
+  if (s->kernel != 3 || s->stride != 1 || g.filters % EIGHT || g.channels % EIGHT) return false;
+  if (width == 32 && height % strip_of<32>::region::HEIGHT == 0)
+    launch_strips<32>(&g, dw);
+  else if (width == 16 && height % strip_of<16>::region::HEIGHT == 0)
+    launch_strips<16>(&g, dw);
+  else if (width == 8 && height == 8)
+    launch_strips<8>(&g, dw);
+  else if (width == 4 && height == 4)
+    launch_strips<4>(&g, dw);
+  else
+    return false;
+  return true;
 }
 
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
   weight_job o = {};
+  if (strip_convolution(s, dw, dz, x)) return;
   o.dz = (const bf16 *)dz, o.filters = s->out_channels;
   o.x = source_of(x, s->in_height, s->in_width, s->in_channels);
   o.patches =

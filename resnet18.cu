@@ -29,9 +29,9 @@
 // each of its tiles at hand: there the mask and the sums cost only the trips of z and, with a
 // residual, of y (the `fusions` of device.h; gpu/epilogue.h). What is stored then is g, so that the
 // last pass needs no y and the residual's gradient is there already. Of nine trips six are left, of
-// eleven eight. `make cost` counts it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
-// with a kernel for each operation, 2,975 MB in 171 with fusions; in a batch of testing 558 MB in
-// 45 and 314 MB in 25, where the convolution normalises what it stores.
+// eleven eight. `make cost` counted it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
+// with a kernel for each operation, 445 MB and 36 launches less with fusions; in a batch of testing
+// 558 MB in 45 and 314 MB in 25, where the convolution normalises what it stores.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
 #include "gpu/norm.h"

@@ -57,6 +57,8 @@
 // and on an H100, with 65 to 69 KB of shared memory each; where there are 100 KB (sm_86, sm_89),
 // one does.
 //
+// The weight gradient has a file of its own, gpu/halo_weight.h.
+//
 // Checked by `make check`, through conv.cu's operations; by itself:
 //
 //     build/gcc/watched/kernels_test conv_forward simt unguarded
@@ -83,15 +85,19 @@ typedef struct {
   int channels;       // of `from`
 } halo_job;
 
-// The region of a tile of images WIDTH wide. Distances are in bf16 numbers.
-template <int WIDTH_> struct region_of {
+// The region of a tile of PIXELS pixels of images WIDTH wide, with CHANNELS channels of each. Distances
+// are in bf16 numbers.
+template <int WIDTH_, int PIXELS_ = PIXELS, int CHANNELS = CHUNK> struct region_of {
   enum {
     WIDTH = WIDTH_,
+    PIXELS = PIXELS_,
     WHOLE = WIDTH * WIDTH <= PIXELS,         // is it made of whole, square images?
     HEIGHT = WHOLE ? WIDTH : PIXELS / WIDTH, // rows of an image in it
     IMAGES = PIXELS / (WIDTH * HEIGHT),
-    PIXEL = CHUNK + EIGHT,                                     // from a pixel to the next
-    LINE = (WIDTH + 1) * PIXEL + (WIDTH == 4 ? 5 * EIGHT : 0), // from a row to the next
+    PIXEL = CHANNELS + EIGHT, // from a pixel to the next
+    // Images 4 wide: from a row to the next 4 pieces of 16 bytes, but for multiples of 8.
+    PADDING = WIDTH == 4 ? (4 + 7 * 5 * PIXEL / EIGHT) % 8 * EIGHT : 0,
+    LINE = (WIDTH + 1) * PIXEL + PADDING, // from a row to the next
     SIZE = (IMAGES * (HEIGHT + 1) + 1) * LINE + PIXEL,
     // The order of a filter's rows: 0, 1, 2; or, with 2, 0, 2, 1. 16 pixels moved by a row are the
     // next 16 pixels, if an image is 16 wide; if it is 8 wide, those moved by two rows are. One

@@ -42,6 +42,11 @@ const device *simt_device(bool plain) {
   return &reference_device;
 }
 
+const device *cpu_bf16_device(bool *fast) {
+  *fast = false;
+  return &reference_device;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 static void require(bool ok) {

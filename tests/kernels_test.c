@@ -174,6 +174,11 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(3, 8, 8, 24, 72, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(9, 4, 4, 40, 48, 3, 1), 3, SMALL);
   add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, SMALL);
+  // gpu/halo_weight.h, whose strips are half as high: more than an image in a part of the sum, and
+  // images that are no whole number of strips.
+  add_conv(make_conv_shape(3, 8, 16, 8, 16, 3, 1), 1, SMALL);
+  add_conv(make_conv_shape(2, 12, 16, 8, 8, 3, 1), 1, SMALL);
+  add_conv(make_conv_shape(2, 10, 32, 8, 8, 3, 1), 1, SMALL);
 }
 
 // Every combination of what a call can ask for.

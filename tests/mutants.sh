@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The check checked: does `make check` notice when the program is wrong?
 #
-#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs 1/3)
+#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs 1/4)
 #     tests/mutants.sh plant TREE FILE WHAT      only plants one, in a tree of sources, for tools/bug.sh;
 #                                   prints its program and operation
 #
@@ -18,7 +18,8 @@
 # PROGRAM is one of those that `make check` runs, so that what it rejects, `make check` rejects: a
 # test (wiring_test), with its folder where that is not tests/ (double/gradients_test, or
 # watched/kernels_test, with the kernels' accesses to memory watched), data_test.sh, or train_test.sh,
-# which takes longest. OPERATION is for kernels_test, which then runs small shapes of that one only.
+# which takes longest. OPERATION is for kernels_test, which then runs small shapes of that one only;
+# "unguarded" can follow, for an access behind an array that changes no result.
 set -u
 export OMP_WAIT_POLICY=passive
 cd "$(dirname "$0")/.." || exit 1
@@ -73,7 +74,7 @@ entries() {
       check=${check%%: *}
       [[ $check == *' '* ]] || check+=' -'
       [ $(((number - 1) % parts + 1)) -eq "$part_number" ] &&
-        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check% *}" "${check#* }" \
+        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check%% *}" "${check#* }" \
           "${head#*: *: }" "${old# }" "${line# }"
       ;;
     esac
