@@ -33,9 +33,10 @@ static inline bool is_fast_kernel(const device *d) {
   return !strcmp(d->name, "simt") || !strcmp(d->name, "cuda");
 }
 
-// SMALL: in the selection `quick`. LARGE: only the fast kernels run twice, the second time reversed.
+// SMALL: in the selection `quick`. FOR_TILES: `quick` too, but not for the plain kernels, which have no
+// tiles that could be filled in part. LARGE: once on the simulator; all others a second time, reversed.
 // IN_BLOCKS: `quick` too, for cpu-bf16 alone.
-typedef enum { SMALL, MEDIUM, LARGE, IN_BLOCKS } extent;
+typedef enum { SMALL, FOR_TILES, IN_BLOCKS, MEDIUM, LARGE } extent;
 
 typedef struct test_case {
   const char *operation; // its name in device.h
@@ -237,7 +238,7 @@ static inline void run(const test_case *c, const device *d, launcher *launch) {
     else if (a->format != BYTES)
       memcpy(a->values, a->after + a->guard, a->bytes);
   }
-  if (c->size == LARGE && !is_fast_kernel(d)) return;
+  if (c->size == LARGE && kind == SIMULATED) return;
   simt_reversed = kind == SIMULATED;
   const bool simulated = !strncmp(d->name, "simt", 4);
   add_row(c, d->name, simulated ? "reversed" : "repeated", !run_once(c, d, launch, true), 0);
@@ -331,7 +332,7 @@ static inline bool is_gpu(const char *device_name) {
 static inline bool selected(const selection *s, const test_case *c) {
   const bool of_network = c->size == LARGE || (c->size == MEDIUM && !c->conv.batch);
   return (!s->operation || !strcmp(s->operation, c->operation)) &&
-         (!s->quick || c->size == SMALL || c->size == IN_BLOCKS) && (!s->network || of_network);
+         (!s->quick || c->size <= IN_BLOCKS) && (!s->network || of_network);
 }
 
 // The devices of this process's kind; none, with a line in results, where there is no GPU.
@@ -356,9 +357,13 @@ static inline devices open_devices(const selection *s) {
 // Those of them on which a case of that size runs.
 static inline devices devices_for(extent size, const devices *all) {
   devices chosen = {.count = 0};
-  for (int i = 0; i < all->count; i++)
-    if (size != IN_BLOCKS || !strcmp(all->of[i]->name, "cpu-bf16"))
-      chosen.of[chosen.count++] = all->of[i];
+  for (int i = 0; i < all->count; i++) {
+    const device *d = all->of[i];
+    const bool wanted = size == IN_BLOCKS   ? !strcmp(d->name, "cpu-bf16")
+                        : size == FOR_TILES ? !strstr(d->name, "plain")
+                                            : true;
+    if (wanted) chosen.of[chosen.count++] = d;
+  }
   return chosen;
 }
 

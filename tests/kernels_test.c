@@ -158,8 +158,8 @@ static void add_ragged_convs(void) {
                                    channels[random_below(&stream, 6)],
                                    channels[random_below(&stream, 6)], kernel, stride),
                    3, SMALL);
-  add_conv(make_conv_shape(1, 11, 13, 72, 40, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(1, 17, 17, 70, 36, 3, 2), 3, SMALL);
+  add_conv(make_conv_shape(1, 11, 13, 72, 40, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(1, 17, 17, 70, 36, 3, 2), 3, FOR_TILES);
   add_conv(make_conv_shape(1, 16, 16, 40, 136, 3, 2), 3, MEDIUM);
   add_conv(make_conv_shape(1, 16, 16, 136, 72, 3, 1), 3, MEDIUM);
   add_conv(make_conv_shape(37, 3, 5, 70, 36, 1, 1), 3, MEDIUM);
@@ -169,16 +169,16 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(33, 3, 65, 3, 136, 3, 1), 1, IN_BLOCKS); // in chunks, added one by one
   // gpu/halo.h: several strips of an image, channels that fill no chunk, filters that fill no tile, a
   // last tile with room for more images; and images that are no whole number of strips.
-  add_conv(make_conv_shape(1, 24, 32, 8, 16, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(1, 16, 16, 40, 24, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(3, 8, 8, 24, 72, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(9, 4, 4, 40, 48, 3, 1), 3, SMALL);
-  add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, SMALL);
+  add_conv(make_conv_shape(1, 24, 32, 8, 16, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(1, 16, 16, 40, 24, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(3, 8, 8, 24, 72, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(9, 4, 4, 40, 48, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, FOR_TILES);
   // gpu/halo_weight.h, whose strips are half as high: more than an image in a part of the sum, and
   // images that are no whole number of strips.
-  add_conv(make_conv_shape(3, 8, 16, 8, 16, 3, 1), 1, SMALL);
-  add_conv(make_conv_shape(2, 12, 16, 8, 8, 3, 1), 1, SMALL);
-  add_conv(make_conv_shape(2, 10, 32, 8, 8, 3, 1), 1, SMALL);
+  add_conv(make_conv_shape(3, 8, 16, 8, 16, 3, 1), 1, FOR_TILES);
+  add_conv(make_conv_shape(2, 12, 16, 8, 8, 3, 1), 1, FOR_TILES);
+  add_conv(make_conv_shape(2, 10, 32, 8, 8, 3, 1), 1, FOR_TILES);
 }
 
 // Every combination of what a call can ask for.
