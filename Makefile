@@ -76,8 +76,11 @@ WATCHED := $(KERNELS:%.cu=$(BUILD)/watched/%.o) $(SIMULATOR)
 ifdef SAN
 SIMT_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 else
-WATCHED_PROGRAMS := $(BUILD)/watched/simt_test $(BUILD)/watched/kernels_test
-WATCHED_CHECKS := $(BUILD)/watched/simt_test '$(BUILD)/watched/kernels_test quick unguarded'
+WATCHED_C_TESTS := $(BUILD)/watched/kernels_test $(BUILD)/watched/recording_test
+WATCHED_PROGRAMS := $(BUILD)/watched/simt_test $(WATCHED_C_TESTS)
+WATCHED_CHECKS := $(BUILD)/watched/simt_test $(BUILD)/watched/recording_test \
+  '$(BUILD)/watched/kernels_test quick unguarded'
+TESTS := $(filter-out recording_test,$(TESTS)) # watched is enough
 endif
 DOUBLE_OBJECTS := $(DOUBLE:%.c=$(BUILD)/double/%.o)
 TEST_PROGRAMS := $(TESTS:%=$(BUILD)/tests/%) $(DOUBLE_TESTS:%=$(BUILD)/double/%)
@@ -184,7 +187,7 @@ $(BUILD)/watched/%.o: tests/%.cpp $(BUILD)/flags
 $(BUILD)/watched/simt_test: $(BUILD)/watched/simt_test.o $(SIMULATOR)
 	$(LINK)
 
-$(BUILD)/watched/kernels_test: $(BUILD)/tests/kernels_test.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) \
+$(WATCHED_C_TESTS): $(BUILD)/watched/%: $(BUILD)/tests/%.o $(LIBRARY:%.c=$(BUILD)/%.o) $(WATCHED) \
   $(CUDA_OBJECTS)
 	$(LINK)
 

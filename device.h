@@ -21,7 +21,7 @@
 //    for the device: the host queues operation after operation, and a download waits for them all.
 //    What changes from step to step lies in the device's memory too (`step_values`). So the
 //    operations of a step are always the same calls with the same arguments. A GPU can *record* such
-//    a sequence once and start it again as a whole (not done here yet).
+//    a sequence once and start it again as a whole, step after step: `recorder`, below.
 // 3. Walking through an activation costs more time than computing with it. So neighbours share walks:
 //    batch normalisation needs, of each channel, the sum of its input and of its input's squares, and
 //    the convolution before adds them up while it stores its output. What else can be shared, a device
@@ -147,6 +147,10 @@ typedef struct {
 
 // Two operations at once, so that a walk through memory is saved: see fusions below.
 typedef struct fusions fusions;
+
+// A list of operations that is started as a whole: see recording_table below.
+typedef struct recording recording;
+typedef struct recording_table recording_table;
 
 // One trained tensor.
 typedef struct {
@@ -294,6 +298,9 @@ typedef struct device {
   // Operations that share walks through memory. NULL: this device has none of them, and the network
   // calls the operations above.
   const fusions *fused;
+
+  // Operations that are started together. NULL: this device gains nothing by it.
+  const recording_table *recorder;
 } device;
 
 // What the operations of the table do one after another, done in fewer walks through memory. Each
@@ -320,6 +327,28 @@ struct fusions {
   // gradient is g.
   void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
+};
+
+// A step as a whole. Each operation is one launch of a GPU's kernel or several, and the host needs
+// some microseconds for each, as long as a small kernel runs. Started as a whole, they follow each other
+// without the host. And what does not depend on each other can run at the same time: a recording has a
+// main branch and, beside it, a *side branch*. gpu/recording.cu
+struct recording_table {
+  // Calls operations(of), which calls this table's operations; they are noted, with their arguments, and
+  // not done. It is called twice, and must not allocate, release, upload or download.
+  recording *(*record)(void (*operations)(void *of), void *of);
+  // Queues everything that was noted: the same results, to the bit, as the calls themselves.
+  void (*replay)(const recording *r);
+  void (*forget)(recording *r); // NULL is allowed
+
+  // Operations between side_begins and side_ends come after all that was noted before side_begins, in
+  // their order, but perhaps at the same time as what the main branch goes on with; so neither may write
+  // what the other one touches. side_ends returns a mark, above zero. What the main branch notes after
+  // wait_for_side(mark) comes after all of the side branch up to that mark. A recording ends when both
+  // branches have ended. Where nothing is being recorded, the three do nothing and a mark is zero.
+  void (*side_begins)(void);
+  int (*side_ends)(void);
+  void (*wait_for_side)(int mark);
 };
 
 static inline size_t activation_count(activation_shape s) {

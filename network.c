@@ -142,7 +142,7 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
   n->logits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   n->dlogits = d->allocate((size_t)batch * CLASSES * sizeof(real));
   for (int i = 0; i < 3; i++)
-    n->gradient[i] = d->allocate(activation_size(d, unit_output_shape(&n->units[0], batch)));
+    n->gradient[i].data = d->allocate(activation_size(d, unit_output_shape(&n->units[0], batch)));
   return true;
 }
 
@@ -166,7 +166,7 @@ void network_free(network *n) {
   d->release(n->pooled);
   d->release(n->logits);
   d->release(n->dlogits);
-  for (int i = 0; i < 3; i++) d->release(n->gradient[i]);
+  for (int i = 0; i < 3; i++) d->release(n->gradient[i].data);
 }
 
 size_t network_bytes_per_image(const network *n) {
@@ -300,7 +300,6 @@ static void unit_forward(network *n, unit *u, const void *x, const void *residua
 void network_forward(network *n, int batch, bool training) {
   const device *d = n->device;
   n->batch = batch;
-  n->batches_tracked += training;
   unit_forward(n, &n->units[0], n->input, NULL, true, training);
   const void *x = n->units[0].y;
   for (int i = 0; i < BLOCKS; i++) {
@@ -321,32 +320,50 @@ void network_forward(network *n, int batch, bool training) {
                     weight_of(n, PARAMETERS - 1));
 }
 
+// Before a buffer is overwritten: the weight gradient that reads it comes first.
+static void wait_for_reader(const network *n, gradient_buffer *b) {
+  if (n->device->recorder) n->device->recorder->wait_for_side(b->reader);
+  b->reader = 0;
+}
+
+// The gradient of u's filters. Nobody needs it before the step's end, so it goes to the side branch.
+static void unit_backward_weight(network *n, unit *u, gradient_buffer *dz) {
+  const recording_table *r = n->device->recorder;
+  if (r) r->side_begins();
+  n->device->conv_backward_weight(&u->shape, gradient_of(n, u->weight), dz->data, u->x);
+  if (r) dz->reader = r->side_ends();
+}
+
 // The gradient of u's convolution output (dz, may be dy) and of gamma and beta, from that of its
 // output (dy); then that of its filters. dresidual as in device.h. masked: dy has been through ReLU's
 // mask already, and gamma's and beta's gradients are there; then dy itself is the residual's.
-static void unit_backward(network *n, unit *u, void *dz, void *dresidual, const void *dy, bool relu,
-                          bool masked) {
+static void unit_backward(network *n, unit *u, gradient_buffer *dz, gradient_buffer *dresidual,
+                          gradient_buffer *dy, bool relu, bool masked) {
   const device *d = n->device;
   const norm_shape shape = norm_shape_of(u);
   const norm_arrays a = arrays_of(n, u);
   real *dgamma = gradient_of(n, u->gamma), *dbeta = gradient_of(n, u->beta);
-  if (masked)
-    d->fused->norm_spread(&shape, dz, dy, u->z, dgamma, dbeta, &a);
-  else
-    d->norm_backward(&shape, dz, dresidual, dgamma, dbeta, dy, u->y, u->z, a.gamma, a.mean,
-                     a.inverse_std, relu);
-  d->conv_backward_weight(&u->shape, gradient_of(n, u->weight), dz, u->x);
+  wait_for_reader(n, dz);
+  if (masked) {
+    d->fused->norm_spread(&shape, dz->data, dy->data, u->z, dgamma, dbeta, &a);
+  } else {
+    if (dresidual) wait_for_reader(n, dresidual);
+    d->norm_backward(&shape, dz->data, dresidual ? dresidual->data : NULL, dgamma, dbeta, dy->data,
+                     u->y, u->z, a.gamma, a.mean, a.inverse_std, relu);
+  }
+  unit_backward_weight(n, u, dz);
 }
 
 // The gradient of u's input. below: the unit whose output that is, if this completes its gradient;
 // then, with a device that can, ReLU's mask is applied to dx, and the first part of below's norm
 // is done: true.
-static bool unit_backward_input(network *n, unit *u, void *dx, const void *dz, bool accumulate,
-                                const unit *below) {
+static bool unit_backward_input(network *n, unit *u, gradient_buffer *dx, const gradient_buffer *dz,
+                                bool accumulate, const unit *below) {
   const device *d = n->device;
   const void *w = rounded_weight_of(n, u->weight);
+  wait_for_reader(n, dx);
   if (!d->fused || !below) {
-    d->conv_backward_input(&u->shape, dx, dz, w, accumulate);
+    d->conv_backward_input(&u->shape, dx->data, dz->data, w, accumulate);
     return false;
   }
   const norm_arrays a = arrays_of(n, below);
@@ -355,7 +372,7 @@ static bool unit_backward_input(network *n, unit *u, void *dx, const void *dz, b
                         .y = below->has_residual ? below->y : NULL,
                         .dgamma = gradient_of(n, below->gamma),
                         .dbeta = gradient_of(n, below->beta)};
-  d->fused->conv_backward_masked(&u->shape, dx, dz, w, accumulate, &b);
+  d->fused->conv_backward_masked(&u->shape, dx->data, dz->data, w, accumulate, &b);
   return true;
 }
 
@@ -377,10 +394,14 @@ static bool unit_backward_input(network *n, unit *u, void *dx, const void *dz, b
 //     a's convolution            .                             dz of a           + its part, -> dx
 //     gradient[0] and gradient[2] exchange their names
 //
+// The weight gradients of b, a and the shortcut read their dz on the side branch, while the main branch
+// goes on. A buffer that it overwrites next it first waits for: dz of b in the block below, or for the
+// shortcut; dz of a where the next block's b has its dx.
+//
 // below: the unit whose output x is. masked: dy is g already. Returns whether x's gradient is.
 static bool block_backward(network *n, const block *k, const unit *below, bool masked) {
   unit *a = &n->units[k->a], *b = &n->units[k->b];
-  void *dy = n->gradient[0], *da = n->gradient[1], *dz = n->gradient[2];
+  gradient_buffer *dy = &n->gradient[0], *da = &n->gradient[1], *dz = &n->gradient[2];
   unit_backward(n, b, dz, dy, dy, true, masked); // dy is now the residual's gradient
   const bool a_masked = unit_backward_input(n, b, da, dz, false, a);
   unit_backward(n, a, da, NULL, da, true, a_masked);
@@ -389,20 +410,23 @@ static bool block_backward(network *n, const block *k, const unit *below, bool m
   unit *shortcut = &n->units[k->shortcut];
   unit_backward(n, shortcut, dy, NULL, dy, false, false);
   unit_backward_input(n, shortcut, dz, dy, false, NULL);
-  n->gradient[0] = dz;
-  n->gradient[2] = dy;
-  return unit_backward_input(n, a, dz, da, true, below);
+  const bool x_masked = unit_backward_input(n, a, dz, da, true, below);
+  const gradient_buffer of_shortcut = *dy;
+  *dy = *dz;
+  *dz = of_shortcut;
+  return x_masked;
 }
 
 void network_backward(network *n) {
   const device *d = n->device;
   const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / n->batch;
   bool masked = false;
-  d->linear_backward(n->batch, channels, n->gradient[1], gradient_of(n, PARAMETERS - 2),
+  d->linear_backward(n->batch, channels, n->gradient[1].data, gradient_of(n, PARAMETERS - 2),
                      gradient_of(n, PARAMETERS - 1), n->dlogits, n->pooled,
                      rounded_weight_of(n, PARAMETERS - 2));
-  d->pool_backward(n->batch, pixels, channels, n->gradient[0], n->gradient[1]);
+  d->pool_backward(n->batch, pixels, channels, n->gradient[0].data, n->gradient[1].data);
   for (int i = BLOCKS - 1; i >= 0; i--)
     masked = block_backward(n, &n->blocks[i], &n->units[i ? n->blocks[i - 1].b : 0], masked);
-  unit_backward(n, &n->units[0], n->gradient[0], NULL, n->gradient[0], true, masked);
+  unit_backward(n, &n->units[0], &n->gradient[0], NULL, &n->gradient[0], true, masked);
+  for (int i = 0; i < 3; i++) wait_for_reader(n, &n->gradient[i]); // all weight gradients are there
 }

@@ -50,6 +50,12 @@ typedef struct {
   int shortcut; // the same, or -1 where x itself is added
 } block;
 
+// One of three buffers for gradients of activations.
+typedef struct {
+  void *data;
+  int reader; // the side branch's mark behind the weight gradient that reads it, or 0 (device.h)
+} gradient_buffer;
+
 typedef struct {
   const device *device;
   int width;     // channels of stage 1, a multiple of 8
@@ -66,13 +72,13 @@ typedef struct {
   int statistics_count;
   size_t statistics_size;  // elements in `statistics`
   real *statistics;        // running means and variances, flat
-  int64_t batches_tracked; // training batches seen: PyTorch's num_batches_tracked
+  int64_t batches_tracked; // training steps done: PyTorch's num_batches_tracked. train.c counts
 
-  void *input;       // activations [B][32][32][3]
-  void *pooled;      // activations [B][8 width]
-  real *logits;      // [B][10]
-  real *dlogits;     // [B][10]
-  void *gradient[3]; // activation gradients on their way back; room for the largest activation
+  void *input;                 // activations [B][32][32][3]
+  void *pooled;                // activations [B][8 width]
+  real *logits;                // [B][10]
+  real *dlogits;               // [B][10]
+  gradient_buffer gradient[3]; // on their way back; room for the largest activation
 } network;
 
 // Which tensors and units a network of this width has, without any memory for them. False, with a

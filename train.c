@@ -38,21 +38,28 @@ static void draw_batch(const trainer *t, drawn_batch *batch, int number) {
   batch->lambda = mixup_draw(batch->count, batch->samples, o->mixup_alpha, o->seed, epoch, number);
 }
 
-// One step of training, from numbers of images to changed weights. Nothing here waits for a device
-// that works on its own: its loss is read later, in read_results.
-static void train_step(trainer *t) {
+// What the device does in a step, from numbers of images to changed weights.
+static void step_operations(void *of) {
+  trainer *t = of;
   const options *o = &t->options;
   const device *d = t->device;
   network *n = &t->network;
-  drawn_batch *b = &t->queue[t->queued];
-  draw_batch(t, b, t->at.step_in_epoch + t->queued + 1);
-  send_step(t, b->samples, b->count, b->lambda, b->learning_rate, t->queued);
-  d->mix_images(b->count, n->input, t->images, t->samples, t->step);
-  network_forward(n, b->count, true);
-  d->cross_entropy(b->count, (float)o->smoothing, n->dlogits, t->results, n->logits, t->labels,
+  d->mix_images(t->count, n->input, t->images, t->samples, t->step);
+  network_forward(n, t->count, true);
+  d->cross_entropy(t->count, (float)o->smoothing, n->dlogits, t->results, n->logits, t->labels,
                    t->samples, t->step);
   network_backward(n);
   d->sgd_update(&n->parameters, t->step, (float)o->momentum, (float)o->weight_decay);
+}
+
+// One step of training. Nothing here waits for a device that works on its own: its loss is read later,
+// in read_results.
+static void train_step(trainer *t) {
+  drawn_batch *b = &t->queue[t->queued];
+  draw_batch(t, b, t->at.step_in_epoch + t->queued + 1);
+  send_step(t, b->samples, b->count, b->lambda, b->learning_rate, t->queued);
+  do_operations(t, step_operations, b->count);
+  t->network.batches_tracked++;
   t->queued++;
 }
 

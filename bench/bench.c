@@ -65,6 +65,7 @@ typedef struct {
   sample *samples;
   step_values *step;
   step_result *result;
+  recording *recorded[2]; // of testing, of training
 } bench;
 
 static void *on_device(const void *host, size_t bytes) {
@@ -75,6 +76,7 @@ static void *on_device(const void *host, size_t bytes) {
 
 static void bench_open(bench *b, int width) {
   error e;
+  *b = (bench){0};
   if (!network_create(&b->n, d, width, BATCH, &e)) stop(e.text);
   network_initialise(&b->n, 1);
   static uint8_t images[IMAGES * IMAGE_BYTES], labels[IMAGES];
@@ -104,13 +106,29 @@ static void update(bench *b) {
   d->sgd_update(&b->n.parameters, b->step, 0.9f, 2e-4f);
 }
 
-static void step(bench *b, bool training) {
+static void training_operations(void *b) {
   mix(b);
-  network_forward(&b->n, BATCH, training);
+  network_forward(&((bench *)b)->n, BATCH, true);
   loss(b);
-  if (!training) return;
-  network_backward(&b->n);
+  network_backward(&((bench *)b)->n);
   update(b);
+}
+
+static void testing_operations(void *b) {
+  mix(b);
+  network_forward(&((bench *)b)->n, BATCH, false);
+  loss(b);
+}
+
+// As the trainer does it: recorded the first time, where the device records (run/set_up.c).
+static void step(bench *b, bool training) {
+  void (*operations)(void *) = training ? training_operations : testing_operations;
+  if (!d->recorder) {
+    operations(b);
+    return;
+  }
+  if (!b->recorded[training]) b->recorded[training] = d->recorder->record(operations, b);
+  d->recorder->replay(b->recorded[training]);
 }
 
 static void wait_for_device(bench *b) {
@@ -149,7 +167,7 @@ static void run(bench *b, operation o, unit *u) {
   real *mean = u ? b->n.statistics + b->n.statistics_list[u->mean].offset : NULL;
   const size_t element = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
   const void *w = u ? (char *)p->rounded_weight + p->list[u->weight].offset * element : NULL;
-  void *const *g = b->n.gradient;
+  void *const g[] = {b->n.gradient[0].data, b->n.gradient[1].data};
   const conv_shape *s = u ? &u->shape : NULL;
   const norm_shape norm = {u ? s->batch * s->out_height * s->out_width : 0, u ? s->out_channels : 0,
                            BATCH};

@@ -58,16 +58,31 @@ static void release_device(void *memory) {
   check_cuda(cudaFree(memory), "cudaFree");
 }
 
-// The copy is queued behind what has been launched. The host's bytes have been taken when the call
-// returns, because they are pageable memory: CUDA Runtime API, "API synchronization behavior".
-// cudaMemcpy would wait until the queue is empty.
+// The copy is queued behind what has been launched. Small ones, a few for each step, go through a ring of
+// *pinned* memory, from which the GPU copies by itself: the host's bytes have been taken when the call
+// returns, and nothing is waited for but, now and then, the ring. Large ones come from pageable memory,
+// which CUDA copies away before it returns: Runtime API, "API synchronization behavior".
 static void upload(void *device_memory, const void *host, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(device_memory, host, bytes, cudaMemcpyHostToDevice),
+  enum : size_t { RING = 1 << 20, SMALL = RING / 8, ALIGNED = 64 };
+  static unsigned char *ring;
+  static size_t used;
+  if (bytes <= SMALL) {
+    if (!ring) check_cuda(cudaMallocHost((void **)&ring, RING), "cudaMallocHost");
+    if (used + bytes > RING) {
+      check_cuda(cudaStreamSynchronize(stream_at_work()), "copies to the GPU");
+      used = 0;
+    }
+    host = memcpy(ring + used, host, bytes);
+    used += (bytes + ALIGNED - 1) / ALIGNED * ALIGNED;
+  }
+  check_cuda(cudaMemcpyAsync(device_memory, host, bytes, cudaMemcpyHostToDevice, stream_at_work()),
              "copy to the GPU");
 }
 
 static void download(void *host, const void *device_memory, size_t bytes) {
-  check_cuda(cudaMemcpy(host, device_memory, bytes, cudaMemcpyDeviceToHost), "copy from the GPU");
+  check_cuda(cudaMemcpyAsync(host, device_memory, bytes, cudaMemcpyDeviceToHost, stream_at_work()),
+             "copy from the GPU");
+  check_cuda(cudaStreamSynchronize(stream_at_work()), "the GPU's work");
 }
 
 static size_t free_bytes() {
@@ -98,15 +113,19 @@ static void download(void *host, const void *device_memory, size_t bytes) {
 
 #endif
 
+// A piece that has become too small is kept: work that is queued may use it, and recordings do. Each is
+// at least twice as large as the one before, so that all together are less than two of the last.
 void *workspace(size_t bytes) {
-  static void *memory;
-  static size_t size;
-  if (bytes > size) {
-    release_device(memory); // waits for the kernels that use it
-    memory = allocate_device(bytes);
-    size = bytes;
+  static struct {
+    void *memory;
+    size_t size;
+  } pieces[2], *p; // of each branch
+  p = &pieces[is_on_side_branch()];
+  if (bytes > p->size) {
+    p->size = bytes > 2 * p->size ? bytes : 2 * p->size;
+    p->memory = allocate_device(p->size);
   }
-  return memory;
+  return p->memory;
 }
 
 static void upload_activations(void *activations, const real *host, activation_shape shape) {
@@ -132,6 +151,7 @@ static void fill(device *d, fusions *fused, const char *name, bool plain) {
   d->activation_bytes = d->rounded_weight_bytes = sizeof(bf16);
   d->block = 1;
   d->asynchronous = true; // the simulator is not, but so the same code runs for both
+  d->recorder = &our_recorder;
   d->allocate = allocate_device;
   d->release = release_device;
   d->upload = upload;

@@ -54,9 +54,8 @@
 //     DYNAMIC_SHARED(name)
 //         the part of a block's shared memory whose size the launch decides, as bytes
 //
-// No operation waits for a result, so a step is always the same list of launches. Such a list can
-// be recorded once and then started as a whole, step after step: the *recorded step* of device.h.
-// (CUDA calls this a graph. The program does not do it yet.)
+// No operation waits for a result, so a step is always the same list of launches. Such a list is
+// recorded once and then started as a whole, step after step: gpu/recording.cu.
 #ifndef GPU_H
 #define GPU_H
 
@@ -80,9 +79,13 @@ void fill_head(device *d, bool plain);
 void fill_smoothing(device *d, bool plain);
 void fill_sgd(device *d, bool plain);
 
-// At least `bytes` of device memory for partial results, valid until the next call. Operations run
-// one after another, so all share one piece. gpu.cu
+// At least `bytes` of device memory for partial results, valid until the next call. The operations of a
+// branch run one after another, so all share one piece; the side branch has its own. gpu.cu
 void *workspace(size_t bytes);
+
+// gpu/recording.cu
+extern const recording_table our_recorder;
+bool is_on_side_branch(void);
 
 static inline __host__ __device__ int divide_up(int a, int b) {
   return (a + b - 1) / b;
@@ -199,6 +202,10 @@ static inline __device__ void store_bf16x8(bf16 *to, const float8 &x) {
 // Ends the process with a line unless e is cudaSuccess. what: the call or kernel. gpu.cu
 void check_cuda(cudaError_t e, const char *what);
 
+// Where launches and copies queue: the branch at work. gpu/recording.cu
+cudaStream_t stream_at_work(void);
+extern bool launches_are_left_out;
+
 typedef struct {
   dim3 grid, block;
   size_t shared_bytes;
@@ -207,11 +214,12 @@ typedef struct {
 template <typename... P, typename... A>
 static inline void launch(const char *name, void (*kernel)(P...), launch_shape s, A... arguments) {
   enum { USUAL_LIMIT = 48 << 10 }; // a kernel that wants more has to say so first
+  if (launches_are_left_out) return;
   if (s.shared_bytes > USUAL_LIMIT)
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     (int)s.shared_bytes),
                name);
-  kernel<<<s.grid, s.block, s.shared_bytes>>>(static_cast<P>(arguments)...);
+  kernel<<<s.grid, s.block, s.shared_bytes, stream_at_work()>>>(static_cast<P>(arguments)...);
   check_cuda(cudaGetLastError(), name);
 }
 

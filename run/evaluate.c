@@ -34,19 +34,25 @@ typedef struct {
   double confidence, bin_confidence[BINS]; // sums over images
 } detail;
 
-// Computes logits and the two losses of images first .. first + count - 1 of the data set: the
-// training criterion's sums go to results[slot], the NLL's to results[queue_length + slot].
-static void test_batch(trainer *t, int first, int count, int slot) {
+// Logits, and the sums of two losses: the training criterion's go to results[slot], the NLL's to
+// results[queue_length + slot].
+static void test_operations(void *of) {
+  trainer *t = of;
   const device *d = t->device;
   network *n = &t->network;
+  d->mix_images(t->count, n->input, t->images, t->samples, t->step); // lambda 1: the image itself
+  network_forward(n, t->count, false);
+  d->cross_entropy(t->count, (float)t->options.smoothing, NULL, t->results, n->logits, t->labels,
+                   t->samples, t->step);
+  d->cross_entropy(t->count, 0, NULL, t->results + t->queue_length, n->logits, t->labels,
+                   t->samples, t->step);
+}
+
+// Of images first .. first + count - 1 of the data set.
+static void test_batch(trainer *t, int first, int count, int slot) {
   cifar_test_batch(t->test_samples, first, count);
   send_step(t, t->test_samples, count, 1, 0, slot);
-  d->mix_images(count, n->input, t->images, t->samples, t->step); // lambda 1: the image itself
-  network_forward(n, count, false);
-  d->cross_entropy(count, (float)t->options.smoothing, NULL, t->results, n->logits, t->labels,
-                   t->samples, t->step);
-  d->cross_entropy(count, 0, NULL, t->results + t->queue_length, n->logits, t->labels, t->samples,
-                   t->step);
+  do_operations(t, test_operations, count);
 }
 
 // Adds the first `queued` slots of both losses to the sums in s.

@@ -87,6 +87,7 @@ bool trainer_set_up(trainer *t, error *e) {
 
 void trainer_free(trainer *t) {
   const device *d = t->device;
+  for (int i = 0; i < t->recorded_count; i++) d->recorder->forget(t->recorded[i].of);
   if (t->network.device) network_free(&t->network);
   d->release(t->images);
   d->release(t->labels);
@@ -105,4 +106,20 @@ void send_step(trainer *t, const sample *samples, int count, float lambda, doubl
       .lambda = lambda, .learning_rate = (float)learning_rate, .slot = slot};
   t->device->upload(t->samples, samples, (size_t)count * sizeof(sample));
   t->device->upload(t->step, &values, sizeof values);
+}
+
+void do_operations(trainer *t, void (*operations)(void *trainer), int count) {
+  const recording_table *r = t->device->recorder;
+  t->count = t->network.batch = count;
+  recorded *it = t->recorded, *end = it + t->recorded_count;
+  while (it < end && (it->operations != operations || it->count != count)) it++;
+  if (!r || it == t->recorded + MOST_RECORDED) {
+    operations(t);
+    return;
+  }
+  if (it == end) {
+    *it = (recorded){operations, count, r->record(operations, t)};
+    t->recorded_count++;
+  }
+  r->replay(it->of);
 }

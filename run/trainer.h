@@ -16,6 +16,15 @@
 // queue while the CPU prepares the next steps; each question would wait until the queue is empty.
 enum { MOST_QUEUED = 50 };
 
+// Operations that the device has recorded: with the full batch and the short last one, in training and in
+// testing, of the test images and of the training images.
+enum { MOST_RECORDED = 6 };
+typedef struct {
+  void (*operations)(void *trainer);
+  int count; // images
+  recording *of;
+} recorded;
+
 typedef struct {
   options options;
   const device *device;
@@ -33,6 +42,10 @@ typedef struct {
   int queued;                     // how many of them
   int queue_length;               // how many there may be; 1 on a device that computes at once
   double read_until;              // clock_seconds() when the last results were read
+
+  int count; // images of the batch at work
+  recorded recorded[MOST_RECORDED];
+  int recorded_count;
 
   // Device memory.
   uint8_t *images, *labels; // the whole data set: [N][3][32][32] and [N]
@@ -54,6 +67,11 @@ bool take_width_from(const char *path, options *o, error *e);
 // Sends what changes from step to step to the device: a few KB. The step's result will go to `slot`.
 void send_step(trainer *t, const sample *samples, int count, float lambda, double learning_rate,
                int slot);
+
+// Does operations(t) on the `count` images that send_step has sent. A device that can record them does so the
+// first time, and from then on starts what it recorded. So they must be the same calls each time: what
+// they depend on, besides t->count, has to lie in the device's memory, or must not change in a run.
+void do_operations(trainer *t, void (*operations)(void *trainer), int count);
 
 // -- resume.c ------------------------------------------------------------------------------------
 

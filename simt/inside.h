@@ -1,5 +1,6 @@
-// simt/inside.h - what the simulator's three parts know of each other: simt.cpp, which runs the
-// threads, watch.cpp, which watches what they do to memory, and cost.cpp, which counts what it costs.
+// simt/inside.h - what the simulator's parts know of each other: simt.cpp, which runs the threads,
+// watch.cpp, which watches what they do to memory, cost.cpp, which counts what it costs, and
+// recording.cpp, which keeps launches for later.
 #ifndef INSIDE_H
 #define INSIDE_H
 
@@ -39,12 +40,16 @@ extern simt_block simt_now;
 
 // Ends the process with a line: what is wrong, in which kernel, block and thread.
 __attribute__((noreturn, format(printf, 1, 2))) void simt_report(const char *format, ...);
-// Text for it; one of four pieces, in turn.
+// Text for it; one of sixteen pieces, in turn.
 __attribute__((format(printf, 1, 2))) const char *simt_text(const char *format, ...);
 
 uint8_t *simt_map(size_t bytes, bool usable); // zeroed, taken page by page as it is touched
 void simt_usable(void *memory, size_t bytes, bool usable);
 uint8_t *simt_stack(int thread); // PAGE bytes, below them a page that must not be touched
+
+void simt_watch_list_begins(); // a recording is replayed; then, before each of its launches:
+void simt_watch_branch(const char *kernel, int branch, int others); // others: of the other branch,
+void simt_watch_list_ends();                                        // certain to be over
 
 void simt_memory_opens(size_t dynamic_bytes); // a kernel starts
 void simt_memory_closes();

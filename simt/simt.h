@@ -150,13 +150,34 @@ struct launch_shape {
 // Runs `body` once a thread. argument: handed on to it.
 void simt_run(const char *kernel, launch_shape shape, void (*body)(void *argument), void *argument);
 
+// What `launch` does: runs the kernel; nothing; or notes it, with a copy of its arguments, in a list
+// (recording.cpp).
+enum simt_mode { RUN_LAUNCHES, LEAVE_OUT_LAUNCHES, NOTE_LAUNCHES };
+extern simt_mode simt_launches;
+void simt_note(const char *kernel, launch_shape shape, void (*body)(void *argument),
+               const void *argument, size_t bytes);
+
 template <typename... P, typename... A>
 static inline void launch(const char *name, void (*kernel)(P...), launch_shape shape,
                           A... arguments) {
-  auto call = [&]() NOT_WATCHED { kernel(static_cast<P>(arguments)...); }; // from the host's stack
-  simt_run(
-      name, shape, [](void *it) { (*static_cast<decltype(call) *>(it))(); }, &call);
+  auto call = [=]() NOT_WATCHED { kernel(static_cast<P>(arguments)...); }; // from the host's memory
+  typedef decltype(call) bound;
+  static_assert(__is_trivially_copyable(bound), "a copy of its bytes is a copy of it");
+  const auto body = [](void *it) { (*static_cast<bound *>(it))(); };
+  if (simt_launches == RUN_LAUNCHES) simt_run(name, shape, body, &call);
+  if (simt_launches == NOTE_LAUNCHES) simt_note(name, shape, body, &call, sizeof call);
 }
+
+// A list of launches with a side branch, as device.h's recording_table defines it.
+struct simt_list;
+simt_list *simt_begin_list();      // what is noted from now on goes there
+void simt_on_side(bool side);      // to its side branch, or its main branch
+int simt_side_mark();              // how many launches the side branch has
+void simt_wait_for_side(int mark); // by what the main branch notes from now on
+void simt_run_list(const simt_list *list);
+void simt_free_list(simt_list *list);
+extern bool
+    simt_side_late; // a side branch runs as late as it may, and not as early; $SIMT_SIDE_LATE
 
 unsigned char *simt_dynamic_shared();
 #define DYNAMIC_SHARED(name) unsigned char *name = simt_dynamic_shared()

@@ -4,6 +4,7 @@
 // __tsan_read4(address) and its like. That is meant for the compiler's own thread sanitizer; here,
 // the hooks are ours. Each byte of device and shared memory has a `history`: who wrote it last, who
 // read it last, and when. Of two accesses to a byte, one of them a write, by two threads of
+//     launches of two branches:      a race, if no edge of the recording lies between (recording.cpp)
 //     different blocks of a launch:  a race, unless both are atomic
 //     one block:                     a race, if no barrier lies between them
 //     one warp:                      a race, if neither a barrier nor a __syncwarp does.
@@ -156,11 +157,11 @@ static inline const piece *piece_of(const uint8_t *a) {
 // -- Reports, with the line in the source ---------------------------------------------------------
 
 const char *simt_text(const char *format, ...) {
-  static char text[4][500];
+  static char text[16][500];
   static int turn;
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(text[turn = (turn + 1) % 4], sizeof text[0], format, arguments);
+  vsnprintf(text[turn = (turn + 1) % 16], sizeof text[0], format, arguments);
   va_end(arguments);
   return text[turn];
 }
@@ -230,10 +231,58 @@ void simt_watch_lanes(void *data[WARP]) {
     if (data[lane]) memcpy(seen[first + lane], known, sizeof known);
 }
 
+// The launches of the recording that is replayed (recording.cpp), in the order in which they ran.
+struct replayed {
+  uint64_t began;
+  const char *kernel;
+  int branch, number; // in its branch
+};
+static replayed *replays;
+static int replay_count, replay_room, of_branch[2]; // of_branch: how many of each
+static int branch_now, others_over; // of the launch at work; launches of the other branch before it
+
+void simt_watch_list_begins() {
+  replay_count = of_branch[0] = of_branch[1] = 0;
+}
+
+void simt_watch_branch(const char *kernel, int branch, int others) {
+  if (replay_count == replay_room) {
+    replay_room = replay_room ? 2 * replay_room : 256;
+    replays = (replayed *)realloc(replays, replay_room * sizeof *replays);
+    if (!replays) simt_report("no memory for the simulator itself (launches)");
+  }
+  replays[replay_count++] = {(epoch + 1) * MAX_THREADS, kernel, branch, of_branch[branch]++};
+  branch_now = branch;
+  others_over = others;
+}
+
+void simt_watch_list_ends() {
+  replay_count = 0;
+}
+
+// The launch of the recording in which an access happened; NULL: before them all, or there is none.
+static const replayed *launch_of(uint64_t then) {
+  int first = 0, end = replay_count; // the last that began before it is in first - 1 .. end - 1
+  while (first < end) {
+    const int middle = (first + end) / 2;
+    if (replays[middle].began <= then)
+      first = middle + 1;
+    else
+      end = middle;
+  }
+  return first ? &replays[first - 1] : NULL;
+}
+
+static bool launch_is_over(uint64_t then) {
+  const replayed *launch = launch_of(then);
+  return !launch || launch->branch == branch_now || launch->number < others_over;
+}
+
 // Is the access that happened then certain to be over for the current thread?
 static inline bool is_over(uint64_t then) {
   const int me = simt_now.thread->number, other = then % MAX_THREADS;
-  if (then < block_began) return current.in->shared || then < launch_began;
+  if (then < block_began)
+    return current.in->shared || (then < launch_began && launch_is_over(then));
   return then < barrier_passed || other == me ||
          (other / WARP == me / WARP && then < seen[me][other % WARP]);
 }
@@ -245,7 +294,11 @@ static inline void order(uint64_t then, int place, deed before) {
   simt_report("race in %s memory: %s at %s, and %s by thread %d%s at %s, with nothing between",
               current.in->shared ? "shared" : "global", did[current.kind],
               simt_name_of(current.where), did[before], (int)(then % MAX_THREADS),
-              then < block_began ? " of another block" : "", simt_name_of(simt_site_of(place)));
+              then < launch_began
+                  ? simt_text(" of %s, on the other branch", launch_of(then)->kernel)
+              : then < block_began ? " of another block"
+                                   : "",
+              simt_name_of(simt_site_of(place)));
 }
 
 // One byte of an access.

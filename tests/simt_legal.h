@@ -171,6 +171,14 @@ static const legal all_legal[] = {
        run(by_value, {1, 32, 0}, x, (const large *)more, (large *)numbers);
        return ((float *)numbers)[31 * 10 + 9] == 14;
      }},
+    {"a recording whose branches wait for each other, replayed twice",
+     [] {
+       int *a = (int *)filled(512);
+       for (int i = 0; i < 2; i++) replay(a, numbers, more, 2, overwrite_a);
+       replay(a, numbers + 64, more, 1, overwrite_b);
+       replay(a, numbers, more + 64, 2, read_c);
+       return a[63] == 1 && a[127] == 1 && numbers[63] == 1 && numbers[127] == 2 && more[63] == 1;
+     }},
     {"blocks and grids of three dimensions",
      [] {
        run(three_dimensions<105>, {dim3(2, 3, 4), dim3(3, 5, 7), 0}, numbers);

@@ -337,7 +337,7 @@ int main() {
   in = (float *)filled(64 * sizeof *in);
   out = (float *)filled(4096 * sizeof *out);
   for (int order = 0; order < 2; order++) {
-    simt_reversed = order;
+    simt_reversed = simt_side_late = order;
     for (const broken &b : all_broken) check_broken(&b);
     for (const legal &l : all_legal) check_legal(&l);
     check_mma();
