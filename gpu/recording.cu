@@ -176,6 +176,7 @@ static recording *record(void (*operations)(void *of), void *of) {
   return end_recording();
 }
 
-const recording_table our_recorder = {record, replay, forget, side_begins, side_ends, wait_for_side};
+const recording_table our_recorder = {record,      replay,    forget,
+                                      side_begins, side_ends, wait_for_side};
 
 } // namespace GPU

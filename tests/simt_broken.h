@@ -131,51 +131,6 @@ static __global__ void atomic_and_read(int *out) {
     SECOND atomicAdd(out, 1);
 }
 
-// -- Broken recordings ----------------------------------------------------------------------------
-
-static __global__ void take(int *to, const int *from) {
-  FIRST to[threadIdx.x] = from[threadIdx.x];
-}
-static __global__ void put(int *to, int value) {
-  SECOND to[threadIdx.x] = value;
-}
-static __global__ void take_back(int *to, const int *from) {
-  SECOND to[threadIdx.x] = from[threadIdx.x];
-}
-static __global__ void begin(int *to) {
-  to[threadIdx.x] = 1;
-}
-
-// Notes: main puts 1 into a. The side branch copies it to b, then to c. Main goes on with `last`, after
-// the first `waits` of these copies. Then replays it.
-static void replay(int *a, int *b, int *c, int waits, void (*last)(int *a, int *b, int *c)) {
-  simt_list *list = simt_begin_list();
-  int marks[3] = {0};
-  simt_launches = NOTE_LAUNCHES;
-  run(begin, {1, 64, 0}, a);
-  for (int i = 1; i < 3; i++) {
-    simt_on_side(true);
-    run(take, {1, 64, 0}, i == 1 ? b : c, a);
-    simt_on_side(false);
-    marks[i] = simt_side_mark();
-  }
-  simt_wait_for_side(marks[waits]);
-  simt_on_side(true), simt_on_side(false); // which forgets nothing
-  last(a, b, c);
-  simt_launches = RUN_LAUNCHES;
-  simt_run_list(list);
-  simt_free_list(list);
-}
-static void overwrite_a(int *a, int *, int *) {
-  run(put, {1, 64, 0}, a, 2);
-}
-static void overwrite_b(int *, int *b, int *) {
-  run(put, {1, 64, 0}, b, 2);
-}
-static void read_c(int *a, int *, int *c) {
-  run(take_back, {1, 64, 0}, a + 64, c);
-}
-
 // -- Broken kernels: bounds and alignment ---------------------------------------------------------
 
 static __global__ void behind(float *out) {
@@ -355,6 +310,51 @@ static __global__ void part_of_a_warp() {
   FIRST mma_16x8x16(c, a, b);
 }
 static __global__ void nothing() {}
+
+// -- Broken recordings ----------------------------------------------------------------------------
+
+static __global__ void take(int *to, const int *from) {
+  FIRST to[threadIdx.x] = from[threadIdx.x];
+}
+static __global__ void put(int *to, int value) {
+  SECOND to[threadIdx.x] = value;
+}
+static __global__ void take_back(int *to, const int *from) {
+  SECOND to[threadIdx.x] = from[threadIdx.x];
+}
+static __global__ void begin(int *to) {
+  to[threadIdx.x] = 1;
+}
+
+// Records: main puts 1 into a. The side branch copies it to b, then to c. Main goes on with `last`, after
+// the first `waits` of these copies. Then replays it.
+static void replay(int *a, int *b, int *c, int waits, void (*last)(int *a, int *b, int *c)) {
+  simt_list *list = simt_begin_list();
+  int marks[3] = {0};
+  simt_launches = NOTE_LAUNCHES;
+  run(begin, {1, 64, 0}, a);
+  for (int i = 1; i < 3; i++) {
+    simt_on_side(true);
+    run(take, {1, 64, 0}, i == 1 ? b : c, a);
+    simt_on_side(false);
+    marks[i] = simt_side_mark();
+  }
+  simt_wait_for_side(marks[waits]);
+  simt_on_side(true), simt_on_side(false); // which forgets nothing
+  last(a, b, c);
+  simt_launches = RUN_LAUNCHES;
+  simt_run_list(list);
+  simt_free_list(list);
+}
+static void overwrite_a(int *a, int *, int *) {
+  run(put, {1, 64, 0}, a, 2);
+}
+static void overwrite_b(int *, int *b, int *) {
+  run(put, {1, 64, 0}, b, 2);
+}
+static void read_c(int *a, int *, int *c) {
+  run(take_back, {1, 64, 0}, a + 64, c);
+}
 
 // -- All of them ----------------------------------------------------------------------------------
 
