@@ -27,8 +27,8 @@ refuse() { # STATUS PATTERN COMMAND..: that exit status and, on stderr, a line t
 check "a data set, a network and its files" $?
 weights="--weights run/resnet18_cifar10.safetensors"
 for drawn in "mixed --data data" "crops --data data" "mistakes --data data $weights" "filters $weights" \
-  targets beta schedule "reliability plain=bins.csv both=bins.csv"; do
-  kind=png && [[ $drawn =~ ^(targets|beta|schedule|reliability) ]] && kind=svg
+  targets beta schedule registers winograd "reliability plain=bins.csv both=bins.csv"; do
+  kind=png && [[ $drawn =~ ^(targets|beta|schedule|registers|winograd|reliability) ]] && kind=svg
   "$pictures" $drawn -o "${drawn%% *}.$kind"
   check "${drawn%% *} is drawn" $?
 done
@@ -78,10 +78,12 @@ assert all(pixel(10 + 2 * x, 22 + 2 * y)[c] == record[1 + 1024 * c + 32 * y + x]
 check "crops.png: the first column is the file's" $?
 
 python3 -c 'import sys, xml.dom.minidom
-for name in sys.argv[1:]: xml.dom.minidom.parse(name)' targets.svg beta.svg schedule.svg reliability.svg
+for name in sys.argv[1:]: xml.dom.minidom.parse(name)' targets.svg beta.svg schedule.svg registers.svg winograd.svg reliability.svg
 check "each SVG is well-formed" $?
 grep -q '>3: 0.633<' targets.svg && grep -q '>5: 0.278<' targets.svg && grep -q '>others: 0.011<' targets.svg
 check "targets: 0.7 (1 - s) + 0.3 s / 9, and so on" $?
+grep -q '>m2 = 5 x 1.5 = 7.5<' winograd.svg && grep -q '>y0 = 7<' winograd.svg && grep -q '>y1 = 10<' winograd.svg
+check "winograd: the results of the formula, 1 + 2 * 3 and 2 + 2 * 4" $?
 error=$("$train" --data data --eval run/resnet18_cifar10.safetensors | sed -n 's/.*calibration error *\([0-9.]*\).*/\1/p')
 grep -q "error $(printf %.3f "$error")" reliability.svg
 check "reliability: the calibration error that --eval gives" $?
@@ -118,8 +120,8 @@ mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv &
 here=$PWD
 (cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
   SHEET=$here/sheet.txt \
-  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 10 ]
-check "make pictures: all ten, from results too" $?
+  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 12 ]
+check "make pictures: all twelve, from results too" $?
 { cat one.csv; printf '2,1,1'; } >cut.csv
 refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
 refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg

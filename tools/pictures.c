@@ -20,6 +20,8 @@ static const struct {
     {"targets", draw_targets, false, false, false},
     {"beta", draw_beta, false, false, false},
     {"schedule", draw_schedule, false, false, false},
+    {"registers", draw_registers, false, false, false},
+    {"winograd", draw_winograd, false, false, false},
     {"filters", draw_filters, false, true, false},
     {"mistakes", draw_mistakes, true, true, false},
     {"reliability", draw_reliability, false, false, true},

@@ -25,6 +25,10 @@ draw_picture draw_targets;  // a label, smoothed, mixed, both
 draw_picture draw_beta;     // lambda's distribution for five alphas
 draw_picture draw_schedule; // the learning rate over the epochs
 
+// draw_cpu.c, of nothing but the program
+draw_picture draw_registers; // a tile of sums in a CPU's registers
+draw_picture draw_winograd;  // two results of three taps with four multiplications
+
 // draw_network.c, of trained weights
 draw_picture draw_filters;  // the first layer
 draw_picture draw_mistakes; // the test images that it is most sure of and wrong about

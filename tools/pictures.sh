@@ -38,6 +38,8 @@ draw filters --weights "$weights" filters.png
 draw targets targets.svg
 draw beta beta.svg
 draw schedule schedule.svg
+draw registers registers.svg
+draw winograd winograd.svg
 [ -n "${SHEET:-}" ] || "$build/bench/cost" >build/pictures/step.txt
 draw roofline "step=${SHEET:-build/pictures/step.txt}" roofline.svg
 
