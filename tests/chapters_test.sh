@@ -29,6 +29,12 @@ unsaid=$("$1" | grep '^[0-9] of' | while read -r line; do grep -qF "$line" cours
 [ -z "$unsaid" ] && [ "$(grep -c '^    [0-9] of' course/3-ladder.md)" -eq 6 ]
 check "course/3-ladder.md: the table that make ladder prints${unsaid:+, but for $unsaid}" $?
 
+# The experiment's table is what the logs in the repository give, on both pages.
+unsaid=$(RESULTS=course/results tools/experiment.sh table | while read -r line; do
+  for page in README.md course/experiment.md; do grep -qxF "$line" $page || echo "$page: $line"; done; done)
+[ -z "$unsaid" ] && [ "$(RESULTS=course/results tools/experiment.sh table | wc -l)" -eq 6 ]
+check "course/experiment.md, README.md: the table of course/results${unsaid:+, but for $unsaid}" $?
+
 # What 2-gpu.md shows of the simulator's own check.
 SHOW=1 "$2" >"$shown"
 unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -r line; do grep -qF "$line" "$shown" || echo "$line"; done)
