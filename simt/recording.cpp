@@ -87,6 +87,10 @@ void simt_run_list(const simt_list *list) {
     simt_watch_branch(n->kernel, b, n->others);
     simt_run(n->kernel, n->shape, n->body, n->argument);
   }
+  for (int b = 0; b < 2; b++)
+    if (done[b] < list->branches[b].count)
+      simt_report("%s of a recording waits for what never comes",
+                  list->branches[b].launches[done[b]].kernel);
   simt_watch_list_ends();
 }
 

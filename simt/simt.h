@@ -176,8 +176,8 @@ int simt_side_mark();              // how many launches the side branch has
 void simt_wait_for_side(int mark); // by what the main branch notes from now on
 void simt_run_list(const simt_list *list);
 void simt_free_list(simt_list *list);
-extern bool
-    simt_side_late; // a side branch runs as late as it may, and not as early; $SIMT_SIDE_LATE
+// A side branch runs as late as it may, and not as early; at the start, if $SIMT_SIDE_LATE is set.
+extern bool simt_side_late;
 
 unsigned char *simt_dynamic_shared();
 #define DYNAMIC_SHARED(name) unsigned char *name = simt_dynamic_shared()
@@ -186,6 +186,8 @@ void *simt_allocate(size_t bytes); // of device memory, as NaN; NULL: there is n
 void simt_release(void *memory);
 
 extern bool simt_reversed; // the last warp and lane go first; at the start, $SIMT_REVERSED is set
+extern bool
+    simt_watching; // kernels compiled to be watched are; a program may end that, not begin it
 extern bool simt_counting; // what accesses cost; $SIMT_REPORT prints it at the end of the program
 
 struct simt_cost {

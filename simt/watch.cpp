@@ -37,7 +37,7 @@ struct history {
 
 struct piece { // of memory
   uint8_t *start, *end;
-  history *past; // if watching
+  history *past; // if simt_watching
   bool shared;
 };
 
@@ -54,7 +54,7 @@ static int pieces;
 static piece dynamic_shared, static_shared; // static: this program's thread-local variables
 static uint8_t *saved;                      // what they are when no kernel runs
 static size_t load_address;                 // of the program
-static bool watching;                       // some kernel calls our hooks
+bool simt_watching;                         // some kernel calls our hooks
 
 uint8_t *simt_map(size_t bytes, bool usable) {
   void *memory = mmap(NULL, bytes, usable ? PROT_READ | PROT_WRITE : PROT_NONE,
@@ -71,7 +71,7 @@ void simt_usable(void *memory, size_t bytes, bool usable) {
 
 static piece new_piece(uint8_t *start, size_t bytes, bool shared) {
   const size_t size = (bytes + 1) * sizeof(history);
-  return {start, start + bytes, watching ? (history *)simt_map(size, true) : NULL, shared};
+  return {start, start + bytes, simt_watching ? (history *)simt_map(size, true) : NULL, shared};
 }
 
 static void crashed(int) {
@@ -110,7 +110,14 @@ static size_t round_up(size_t bytes, size_t to) {
   return (bytes + to - 1) / to * to;
 }
 
+// What CUDA refuses while a stream is captured.
+static void expect_no_recording() {
+  if (simt_launches == NOTE_LAUNCHES)
+    simt_report("is allocated or released while launches are recorded");
+}
+
 void *simt_allocate(size_t bytes) {
+  expect_no_recording();
   open_arena();
   const size_t room = round_up(bytes + !bytes, PAGE), first = arena_used / PAGE;
   if (bytes > ARENA || arena_used + room + PAGE > ARENA) return NULL;
@@ -127,6 +134,7 @@ void *simt_allocate(size_t bytes) {
 // No address is given away twice, so that a use after release is found, until all is released.
 void simt_release(void *memory) {
   if (!memory) return;
+  expect_no_recording();
   const size_t page = ((uint8_t *)memory - arena) / PAGE;
   const piece p = page < ARENA / PAGE ? piece_at[page] : piece();
   if (p.start != memory) simt_report("%p is released, but not allocated", memory);
@@ -356,7 +364,7 @@ static history *watch(const void *address, size_t bytes, deed kind, site where,
 #define HOOK(name, ...)                                                                            \
   extern "C" void __tsan_##name {                                                                  \
     const site where = {(const char *)__builtin_return_address(0), 0};                             \
-    if (simt_now.thread) watch(a, __VA_ARGS__);                                                    \
+    if (simt_now.thread && simt_watching) watch(a, __VA_ARGS__);                                   \
   }
 #define HOOKS(bytes)                                                                               \
   HOOK(read##bytes(void *a), bytes, READ, where)                                                   \
@@ -373,25 +381,25 @@ HOOK(write_range(void *a, size_t bytes), bytes, WRITE, where, false)
 extern "C" void __tsan_func_entry(void *) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_init() { // before main, if any file was compiled with hooks
-  watching = true;
+  simt_watching = true;
 }
 
 void *simt_bytes(const void *a, size_t bytes, bool write) {
   const site where = {(const char *)__builtin_return_address(0), 0};
-  if (simt_now.thread) watch(a, bytes, write ? WRITE : READ, where, false);
+  if (simt_now.thread && simt_watching) watch(a, bytes, write ? WRITE : READ, where, false);
   return (void *)a;
 }
 
 void simt_atomic(void *address, size_t bytes, site where) {
-  if (watching) watch(address, bytes, ATOMIC, where);
+  if (simt_watching) watch(address, bytes, ATOMIC, where);
 }
 
 void simt_watch_ldmatrix(const void *row, site where) {
-  if (watching) watch(row, 16, READ, where);
+  if (simt_watching) watch(row, 16, READ, where);
 }
 
 void simt_watch_copy_begins(const simt_copy *copy, site where) {
-  if (!watching) return;
+  if (!simt_watching) return;
   if (copy->from) watch(copy->from, 16, READ, where);
   history *h = watch(copy->to, 16, WRITE, where);
   for (int i = 0; h && i < 16; i++) h[i].in_flight = true;
@@ -399,7 +407,7 @@ void simt_watch_copy_begins(const simt_copy *copy, site where) {
 
 void simt_watch_copy_lands(const simt_copy *copy) {
   const piece *p = piece_of(copy->to);
-  for (int i = 0; watching && !simt_on_launch && i < 16; i++) {
+  for (int i = 0; simt_watching && !simt_on_launch && i < 16; i++) {
     history *h = p->past + (copy->to - p->start) + i;
     h->in_flight = false;
     h->write = now[simt_now.thread->number];

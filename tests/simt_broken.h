@@ -346,6 +346,17 @@ static void replay(int *a, int *b, int *c, int waits, void (*last)(int *a, int *
   simt_run_list(list);
   simt_free_list(list);
 }
+static void allocate_more(int *, int *, int *) {
+  simt_allocate(64);
+}
+static void wait_for_ever() {
+  simt_list *list = simt_begin_list();
+  simt_launches = NOTE_LAUNCHES;
+  simt_wait_for_side(1);
+  run(begin, {1, 64, 0}, (int *)NULL);
+  simt_launches = RUN_LAUNCHES;
+  simt_run_list(list);
+}
 static void overwrite_a(int *a, int *, int *) {
   run(put, {1, 64, 0}, a, 2);
 }
@@ -394,6 +405,9 @@ static const broken all_broken[] = {
        volatile float host[4] = {1};
        run(dereference, {1, 4, 0}, (float *)host, out);
      }},
+    {"memory in a recording", "is allocated or released while launches are recorded",
+     [] { replay((int *)filled(512), (int *)out, (int *)out + 64, 2, allocate_more); }},
+    {"a mark that does not exist", "waits for what never comes", wait_for_ever},
     {"what the other branch reads is overwritten", "on the other branch",
      [] { replay((int *)filled(512), (int *)out, (int *)out + 64, 0, overwrite_a); }},
     {"the same, with an edge to an earlier launch", "on the other branch",
