@@ -37,6 +37,7 @@
 #include "gpu/epilogue.h"
 #include "gpu/halo.h"
 #include "gpu/halo_weight.h"
+#include "gpu/parts.h"
 #include "gpu/patches.h"
 #include "gpu/tile.h"
 
@@ -336,11 +337,8 @@ static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, c
 
 // -- Weight gradient -------------------------------------------------------------------------------
 
-// The weight gradient's result is small and its sum is long: 64 x 576 numbers of 131,072 terms each
-// in stage 1 of the network (network.h). So the sum is cut into parts for as many blocks as a GPU has
-// room for, and the parts are added by a second kernel, in order. Its B is the output's A, the
-// other way round: a column for each tap and channel of the patches, a term of the sum for each
-// pixel of z.
+// The sum is long, so it is cut into parts (gpu/parts.h). Its B is the output's A, the other way round: a
+// column for each tap and channel of the patches, a term of the sum for each pixel of z.
 typedef struct {
   float *to;      // [parts][filters][pitch]: dw itself, or the workspace
   const bf16 *dz; // [pixels][filters]
@@ -382,36 +380,6 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   });
 }
 
-// dw: the sums over all parts, without the columns of padding. They are added in float: there are
-// 256 parts at most, each a sum in float itself.
-static __global__ void add_parts(float *dw, const float *partials, int parts, int filters,
-                                 int columns, int pitch) {
-  const int i = (int)thread_number(), row = i / pitch, column = i % pitch;
-  const float sum = sum_of_partials<float, 1, THREADS>(partials, parts, filters * pitch, i);
-  if (row < filters && column < columns) dw[(size_t)row * columns + column] = sum;
-}
-
-enum { PROCESSORS = 128 }; // of a large GPU, about: an A100 has 108, an H100 132
-
-// How many of the sum's steps a part has, so that all parts together are about `blocks` blocks, and none
-// has fewer steps than `least`.
-static int steps_of_part(int steps, int least, int blocks, int blocks_of_part) {
-  return divide_up(steps, min_of(divide_up(blocks, blocks_of_part), divide_up(steps, least)));
-}
-
-// Where the parts go: to dw itself, where there is one part without padding.
-static float *place_of_parts(real *dw, int parts, int filters, int columns, int pitch) {
-  if (parts == 1 && pitch == columns) return dw;
-  return (float *)workspace((size_t)parts * filters * pitch * sizeof(float));
-}
-
-static void launch_add_parts(real *dw, const float *partials, int parts, int filters, int columns,
-                             int pitch) {
-  if (partials != dw)
-    launch("add_parts", add_parts, shape_of_sums<1, THREADS>(filters * pitch), dw, partials, parts,
-           filters, columns, pitch);
-}
-
 template <int ROWS, int COLUMNS, bool ALIGNED>
 static void launch_weight_job(weight_job *o, real *dw) {
   const int columns = o->patches.terms, steps = divide_up(o->patches.pixels, DEPTH);
@@ -423,45 +391,6 @@ static void launch_weight_job(weight_job *o, real *dw) {
   launch("weight_tile", weight_tile<ROWS, COLUMNS, ALIGNED>,
          {dim3(parts, across, rows), dim3(THREADS), stages}, *o);
   launch_add_parts(dw, o->to, parts, o->filters, columns, o->pitch);
-}
-
-// A block for each processor, not two: each part is stored, and read again to be added, which takes an
-// H100 longer than the products themselves.
-template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
-  const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
-  const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
-  g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
-  const int parts = divide_up(strips, g->part_strips);
-  g->to = place_of_parts(dw, parts, g->filters, columns, columns);
-  launch("strip_tile", strip_tile<WIDTH>,
-         {dim3(parts, slices, tiles), dim3(THREADS), 2 * strip_of<WIDTH>::STAGE * sizeof(bf16)},
-         *g);
-  launch_add_parts(dw, g->to, parts, g->filters, columns, columns);
-}
-
-// False, and nothing is done, for a shape that weight_tile has to take.
-static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x) {
-  const int width = s->in_width, height = s->in_height;
-  strip_job g = {NULL,
-                 (const bf16 *)dz,
-                 (const bf16 *)x,
-                 height,
-                 s->batch * height * width,
-                 s->out_channels,
-                 s->in_channels,
-                 0};
-  if (s->kernel != 3 || s->stride != 1 || g.filters % EIGHT || g.channels % EIGHT) return false;
-  if (width == 32 && height % strip_of<32>::region::HEIGHT == 0)
-    launch_strips<32>(&g, dw);
-  else if (width == 16 && height % strip_of<16>::region::HEIGHT == 0)
-    launch_strips<16>(&g, dw);
-  else if (width == 8 && height == 8)
-    launch_strips<8>(&g, dw);
-  else if (width == 4 && height == 4)
-    launch_strips<4>(&g, dw);
-  else
-    return false;
-  return true;
 }
 
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {

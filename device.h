@@ -329,9 +329,9 @@ struct fusions {
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
 };
 
-// A step as a whole. Each operation is one launch of a GPU's kernel or several, and the host needs
-// some microseconds for each, as long as a small kernel runs. Started as a whole, they follow each other
-// without the host. And what does not depend on each other can run at the same time: a recording has a
+// A step as a whole. Each operation is one launch of a GPU's kernel or several, which the host has to
+// prepare, every time anew. Started as a whole, they are prepared once, and follow each other without the
+// host. And what does not depend on each other can run at the same time: a recording has a
 // main branch and, beside it, a *side branch*. gpu/recording.cu
 struct recording_table {
   // Calls operations(of), which calls this table's operations; they are noted, with their arguments, and

@@ -15,7 +15,7 @@
 //
 //                                      weight_tile    strip_tile
 //     MB asked for, sums stored too          2,259           813
-//     MB to add up parts of the sum            233           104    (conv.cu, launch_strips)
+//     MB to add up parts of the sum            233           104    (gpu/parts.h)
 //     instructions for each mma         9.0 to 14.0    1.7, and 2.2 with what a strip does once
 //
 // The pixels come in *strips* of 128, the stages of gpu/tile.h: dz as a tile of 128 lines of 64 filters,
@@ -44,6 +44,7 @@
 #define GPU_HALO_WEIGHT_H
 
 #include "gpu/halo.h"
+#include "gpu/parts.h"
 
 namespace GPU {
 
@@ -239,6 +240,45 @@ template <int WIDTH> static __global__ void __launch_bounds__(THREADS, 2) strip_
       *(float2 *)(to + tap * g.channels) = pair;
     }
   }
+}
+
+// A block for each processor, not two: each part is stored, and read again to be added, which takes an
+// H100 longer than the products themselves.
+template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
+  const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
+  const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
+  g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
+  const int parts = divide_up(strips, g->part_strips);
+  g->to = place_of_parts(dw, parts, g->filters, columns, columns);
+  launch("strip_tile", strip_tile<WIDTH>,
+         {dim3(parts, slices, tiles), dim3(THREADS), 2 * strip_of<WIDTH>::STAGE * sizeof(bf16)},
+         *g);
+  launch_add_parts(dw, g->to, parts, g->filters, columns, columns);
+}
+
+// False, and nothing is done, for a shape that weight_tile has to take.
+static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x) {
+  const int width = s->in_width, height = s->in_height;
+  strip_job g = {NULL,
+                 (const bf16 *)dz,
+                 (const bf16 *)x,
+                 height,
+                 s->batch * height * width,
+                 s->out_channels,
+                 s->in_channels,
+                 0};
+  if (s->kernel != 3 || s->stride != 1 || g.filters % EIGHT || g.channels % EIGHT) return false;
+  if (width == 32 && height % strip_of<32>::region::HEIGHT == 0)
+    launch_strips<32>(&g, dw);
+  else if (width == 16 && height % strip_of<16>::region::HEIGHT == 0)
+    launch_strips<16>(&g, dw);
+  else if (width == 8 && height == 8)
+    launch_strips<8>(&g, dw);
+  else if (width == 4 && height == 4)
+    launch_strips<4>(&g, dw);
+  else
+    return false;
+  return true;
 }
 
 } // namespace GPU

@@ -1,10 +1,11 @@
 // gpu/recording.cu - a step as one graph: its launches are recorded once and started as a whole.
 //
-// A launch costs the host some microseconds: it checks the arguments, writes a command, and tells the GPU.
-// A step has more than a hundred of them, and many of its kernels take no longer than that themselves.
-// So the GPU waits for the host, most of all in the small layers. Nothing in a launch changes from step to
-// step, though; what does change lies in the GPU's memory (device.h). CUDA can note a sequence of launches,
-// a *graph*, and start all of it with one call. The GPU then goes from kernel to kernel by itself.
+// Before a kernel runs, the host has to prepare its launch: check the arguments, write a command, tell the
+// GPU. A step has more than a hundred launches, and for a short kernel that preparation can be a large
+// part of its time. Nothing in a launch changes from step to step, though; what does change lies in the
+// GPU's memory (device.h). CUDA can note a sequence of launches, a *graph*, prepare them once, and start
+// all of it with one call. The GPU then goes from kernel to kernel by itself. CUDA Programming Guide, "CUDA
+// Graphs". How much it gains here waits for a GPU to be measured.
 //
 // A graph also says what has to wait for what. In a stream, where launches queue, each waits for the one
 // before. But the gradient of a layer's weights is needed by no other layer, only by SGD at the end:
@@ -21,8 +22,7 @@
 //
 // How CUDA records: while a stream is being *captured*, what would be queued there becomes a node. An
 // event that is recorded in one stream and waited for in another becomes an edge, and draws the other
-// stream into the capture. CUDA Programming Guide, "CUDA Graphs", "Creating a graph using stream
-// capture". Memory cannot be allocated meanwhile. So the operations are called twice: the first time,
+// stream into the capture. The same chapter, "Stream Capture". Memory cannot be allocated meanwhile. So the operations are called twice: the first time,
 // launches are left out, and all that remains is that the workspace grows to what they need.
 //
 // Checked by `make check` (tests/recording_test.c): the same bits as without, early and late, watched.

@@ -44,6 +44,9 @@ check "course/2-gpu.md: what simt_test prints${unsaid:+, but for $unsaid}" $?
 said=$(grep -o 'simt_broken.h:[0-9]*, but' course/5-simulator.md | tr -dc 0-9)
 sed -n "${said:-1}p" tests/simt_broken.h | grep -q __syncthreads
 check "course/5-simulator.md: a report's line is where it says" $?
+said=$(grep -o 'written at gpu.h:[0-9]*' course/5-simulator.md | tr -dc 0-9) read=$(grep -o 'halo_weight.h:[0-9]*' course/5-simulator.md | tr -dc 0-9)
+sed -n "${said:-1}p" gpu/gpu.h | grep -q 'to = raw;' && sed -n "${read:-1}p" gpu/halo_weight.h | grep -q 'copy_async'
+check "course/5-simulator.md: the two lines of a race between branches" $?
 
 # What 4-cpu.md computes by hand.
 python3 - <<'end'
