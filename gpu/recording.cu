@@ -14,16 +14,17 @@
 //                         \                        \                         /
 //     side branch          `---> dw of b ----------`---> dw of a ---> .. --'
 //
-// In a stage of small images one kernel's blocks do not fill the GPU, and each kernel ends with
-// processors that have run out of blocks. Then blocks of the other branch can use them. An arrow is an
+// In stage 4 (width 64, batch 128) dx is 128 blocks, where an H100 has room for 264, and each kernel ends
+// with processors that have run out of blocks. Then blocks of the other branch can use them. An arrow is an
 // *edge*. Where an edge is missing, the result is wrong only when the timing is bad: network.c draws which
 // buffers are read and overwritten. The simulator replays the side branch as early and as late as its edges
 // allow, and its watcher reports what two branches do to the same bytes with no edge between.
 //
 // How CUDA records: while a stream is being *captured*, what would be queued there becomes a node. An
 // event that is recorded in one stream and waited for in another becomes an edge, and draws the other
-// stream into the capture. The same chapter, "Stream Capture". Memory cannot be allocated meanwhile. So the operations are called twice: the first time,
-// launches are left out, and all that remains is that the workspace grows to what they need.
+// stream into the capture (the same chapter, "Stream Capture"). Memory cannot be allocated meanwhile. So
+// the operations are called twice: the first time, launches are left out, and all that remains is that
+// the workspace grows to what they need.
 //
 // Checked by `make check` (tests/recording_test.c): the same bits as without, early and late, watched.
 #include "gpu.h"
