@@ -23,8 +23,8 @@
 // What is done to 32 x 32 results while they are in the first cache, 4 KB of floats, is free: to
 // round them, to add up the sums that batch normalisation needs, in evaluation to normalise them.
 //
-// The stem has 3 channels and pays for 32. Patches of 27 numbers in place of 9 taps of 3 would save
-// eight ninths of its products, 3 per cent of a step's, and cost about as much to gather.
+// The stem has 3 channels and would pay for 32 at each of 9 taps. Its patches of 27 numbers are gathered
+// after all, one block a pixel, and then it is a 1x1 convolution of 27 channels: a ninth of the products.
 //
 // Chunks of rows go to threads. What a chunk adds up, and the order in which chunks' sums are added,
 // follow from the shape alone, so the bits do not depend on the number of threads.
@@ -33,8 +33,9 @@
 #include "conv.h"
 
 #include "cpu/conv.h"
+#include "reference/reference.h"
 #include "resnet18.h"
-#include <omp.h>
+#include "run/error.h"
 
 const multiplier *bf16_multiplier = &plain_multiplier;
 
@@ -71,16 +72,68 @@ static void pack_filters(bf16 *packed, const float *w, const conv_shape *s, bool
   }
 }
 
+// -- Patches of few channels ----------------------------------------------------------------------
+//
+// A block's row holds an image's patch: [taps][channels] as in a filter, so w needs no other order.
+// Four channels are copied at once. The fourth of 3, a zero, is written over by the next tap's first.
+
+enum { COPIED = 4 };
+
+bool bf16_takes_patches(const conv_shape *s) {
+  const int taps = s->kernel * s->kernel;
+  return taps > 1 &&
+         (taps - 1) * s->in_channels + DIVIDE_UP(s->in_channels, COPIED) * COPIED <= SIDE;
+}
+
+conv_shape bf16_patch_shape(const conv_shape *s) {
+  conv_shape flat = *s;
+  flat.in_height = s->out_height, flat.in_width = s->out_width;
+  flat.in_channels = s->kernel * s->kernel * s->in_channels;
+  flat.kernel = flat.stride = 1;
+  return flat;
+}
+
+size_t bf16_patch_count(const conv_shape *s) {
+  return (size_t)blocks_of(s->batch) * s->out_height * s->out_width * BLOCK;
+}
+
+// Tap (r, s) of pixel (p, q), which meets pixel (h, v) of x, for 32 images.
+static void gather_tap(bf16 *patch, const conv_shape *shape, const bf16 *x, int r, int s) {
+  bf16 *to = patch + (r * shape->kernel + s) * shape->in_channels;
+  for (int i = 0; i < SIDE; i++)
+    for (int c = 0; c < shape->in_channels; c += COPIED)
+      memcpy(to + i * SIDE + c, x + i * SIDE + c, COPIED * sizeof *to);
+}
+
+void bf16_gather_patches(bf16 *to, const conv_shape *shape, const bf16 *x) {
+  const int padding = shape->kernel / 2, in_pixels = shape->in_height * shape->in_width;
+#pragma omp parallel for
+  for (int i = 0; i < blocks_of(shape->batch) * shape->out_height * shape->out_width; i++) {
+    const int q = i % shape->out_width, p = i / shape->out_width % shape->out_height;
+    const int group = i / shape->out_width / shape->out_height;
+    bf16 *patch = to + (size_t)i * BLOCK;
+    memset(patch, 0, BLOCK * sizeof *patch);
+    for (int r = 0; r < shape->kernel; r++)
+      for (int s = 0; s < shape->kernel; s++) {
+        const int h = shape->stride * p + r - padding, v = shape->stride * q + s - padding;
+        if (h >= 0 && h < shape->in_height && v >= 0 && v < shape->in_width)
+          gather_tap(patch, shape, x + block_at(group, in_pixels, h * shape->in_width + v, 1), r,
+                     s);
+      }
+  }
+}
+
 // -- Output and input gradient -------------------------------------------------------------------
 
 // What becomes of a block of results before it is stored.
-typedef struct {
-  double *sums;               // of a chunk: [2][32], of z and of z * z; or NULL
-  const float *scale, *shift; // evaluation's norm; or NULL
-  const bf16 *residual;       // added then; or NULL
-  bool relu;
-  bool accumulate; // to += in place of to =
-} finish;
+typedef enum {
+  END_PLAIN, // nothing; or what was there is added
+  END_SUMS,  // its sums, for the norm above, are added up
+  END_NORM,  // evaluation's norm, residual sum and ReLU
+  END_MASK,  // ReLU's mask of the layer below, and that layer's sums (norm_below in device.h)
+} ending;
+
+enum { FACTORS = 3 }; // a channel: scale, shift, mean
 
 // Both gather: a block of `to` is a sum over the taps of its pixel.
 typedef struct {
@@ -92,8 +145,26 @@ typedef struct {
   const bf16 *from, *w; // w: packed
   bf16 *to;
   int chunk_rows, chunks; // rows of all groups, counted through
-  finish end;
+  ending end;
+  bool accumulate;               // END_PLAIN, END_MASK: to += in place of to =
+  bool relu;                     // END_NORM
+  const bf16 *residual;          // END_NORM: added; or NULL
+  const bf16 *z_below, *y_below; // END_MASK; y_below: or NULL, then z tells
+  double *sums;                  // [chunk][channel block][2][32]
+  float *factors;                // [FACTORS][channels of `to`, whole blocks]
 } gather_job;
+
+static float *scale_of(const gather_job *j) {
+  return j->factors;
+}
+
+static float *shift_of(const gather_job *j) {
+  return j->factors + (size_t)j->to_blocks * SIDE;
+}
+
+static float *mean_of(const gather_job *j) {
+  return j->factors + (size_t)2 * j->to_blocks * SIDE;
+}
 
 // The row or column of `from` that a tap meets from `position` in `to`; -1: none.
 static int meets(const gather_job *j, int position, int tap, int size) {
@@ -122,14 +193,19 @@ static int find_taps(const gather_job *j, block_run runs[9], int group, int row,
   return count;
 }
 
-static void read_results(float values[SIDE], const float *c, int row) {
-  memcpy(values, c + c_at(row, 0), 16 * sizeof *c);
-  memcpy(values + 16, c + c_at(row, 16), 16 * sizeof *c);
+// Two sums a channel, over 32 images in float, then in double. (No more terms than that are added in
+// float, far fewer than sum_columns in gpu/tile.h allows for.)
+static void add_sums(double *sums, const float sum[SIDE], const float product[SIDE]) {
+#pragma omp simd
+  for (int k = 0; k < SIDE; k++) {
+    sums[k] += (double)sum[k];
+    sums[SIDE + k] += (double)product[k];
+  }
 }
 
-// Rounds and stores; adds what was stored to sums, 32 images in float, then in double. (No more
-// terms than that are added in float, far fewer than sum_columns in gpu/tile.h allows for.)
-static void store_with_sums(bf16 *to, const float *c, int images, double *sums) {
+// Rounds and stores z; adds up what was stored, and its squares.
+static void store_with_sums(const gather_job *j, size_t at, const float *c, int images,
+                            double *sums) {
   float sum[SIDE] = {0}, square[SIDE] = {0};
   for (int i = 0; i < images; i++) {
     float value[SIDE];
@@ -142,40 +218,83 @@ static void store_with_sums(bf16 *to, const float *c, int images, double *sums) 
       sum[k] += stored;
       square[k] += stored * stored;
     }
-    write_row(to + i * SIDE, rounded);
+    write_row(j->to + at + i * SIDE, rounded);
   }
-#pragma omp simd
-  for (int k = 0; k < SIDE; k++) {
-    sums[k] += (double)sum[k];
-    sums[SIDE + k] += (double)square[k];
-  }
+  add_sums(sums, sum, square);
 }
 
-static void store_normalised(bf16 *to, const float *c, int images, const finish *f, int block,
-                             const bf16 *residual) {
-  const float *scale = f->scale + block * SIDE, *shift = f->shift + block * SIDE;
+static void store_normalised(const gather_job *j, size_t at, const float *c, int images,
+                             int block) {
+  const float *scale = scale_of(j) + block * SIDE, *shift = shift_of(j) + block * SIDE;
   for (int i = 0; i < images; i++) {
     float value[SIDE], added[SIDE] = {0};
     read_results(value, c, i);
-    if (residual) load_row(added, residual + i * SIDE);
+    if (j->residual) load_row(added, j->residual + at + i * SIDE);
 #pragma omp simd
     for (int k = 0; k < SIDE; k++) {
       const float normal = value[k] * scale[k] + shift[k] + added[k];
-      value[k] = f->relu && normal < 0 ? 0 : normal; // this way round, a NaN stays one
+      value[k] = j->relu && normal < 0 ? 0 : normal; // this way round, a NaN stays one
     }
-    store_row(to + i * SIDE, value);
+    store_row(j->to + at + i * SIDE, value);
   }
 }
 
-static void store_plainly(bf16 *to, const float *c, int images, bool accumulate) {
+static void store_plainly(const gather_job *j, size_t at, const float *c, int images) {
   for (int i = 0; i < images; i++) {
     float value[SIDE], before[SIDE] = {0};
     read_results(value, c, i);
-    if (accumulate) load_row(before, to + i * SIDE);
+    if (j->accumulate) load_row(before, j->to + at + i * SIDE);
 #pragma omp simd
     for (int k = 0; k < SIDE; k++) value[k] += before[k];
-    store_row(to + i * SIDE, value);
+    store_row(j->to + at + i * SIDE, value);
   }
+}
+
+// g, the gradient where ReLU let its input through, else 0; adds up the g that was stored, and
+// g (z - mean). A ReLU without residual let through what scale z + shift makes positive: the y of
+// bf16_norm_apply, computed again.
+static void store_masked(const gather_job *j, size_t at, const float *c, int images, int block,
+                         double *sums) {
+  const float *scale = scale_of(j) + block * SIDE, *shift = shift_of(j) + block * SIDE;
+  const float *mean = mean_of(j) + block * SIDE;
+  float sum[SIDE] = {0}, product[SIDE] = {0};
+  for (int i = 0; i < images; i++) {
+    float value[SIDE], before[SIDE] = {0}, z[SIDE], y[SIDE];
+    bf16 rounded[SIDE];
+    read_results(value, c, i);
+    if (j->accumulate) load_row(before, j->to + at + i * SIDE);
+    load_row(z, j->z_below + at + i * SIDE);
+    if (j->y_below) load_row(y, j->y_below + at + i * SIDE);
+#pragma omp simd
+    for (int k = 0; k < SIDE; k++) {
+      const float passed = j->y_below ? y[k] : z[k] * scale[k] + shift[k];
+      rounded[k] = passed <= 0 ? 0 : to_bf16(value[k] + before[k]);
+      const float g = to_float(rounded[k]);
+      sum[k] += g;
+      product[k] += g * (z[k] - mean[k]);
+    }
+    write_row(j->to + at + i * SIDE, rounded);
+  }
+  add_sums(sums, sum, product);
+}
+
+static void store_block(const gather_job *j, size_t at, const float *c, int images, int block,
+                        double *sums) {
+  switch (j->end) {
+  case END_PLAIN:
+    store_plainly(j, at, c, images);
+    break;
+  case END_SUMS:
+    store_with_sums(j, at, c, images, sums);
+    break;
+  case END_NORM:
+    store_normalised(j, at, c, images, block);
+    break;
+  case END_MASK:
+    store_masked(j, at, c, images, block, sums);
+    break;
+  }
+  clear_rows(j->to + at, images);
 }
 
 // 32 channels (`block` of them) of a chunk of rows.
@@ -183,25 +302,18 @@ static void gather_chunk(const gather_job *j, int chunk, int block) {
   _Alignas(64) float c[BLOCK];
   const int first = chunk * j->chunk_rows, rows = blocks_of(j->images) * j->to_height;
   const int end = MIN(first + j->chunk_rows, rows);
-  double *sums =
-      j->end.sums ? j->end.sums + ((size_t)chunk * j->to_blocks + block) * 2 * SIDE : NULL;
-  if (sums) memset(sums, 0, 2 * SIDE * sizeof *sums);
+  double *sums = j->sums + ((size_t)chunk * j->to_blocks + block) * 2 * SIDE;
+  memset(sums, 0, 2 * SIDE * sizeof *sums);
   for (int i = first * j->to_width; i < end * j->to_width; i++) { // pixels
     const int column = i % j->to_width, row = i / j->to_width % j->to_height;
     const int group = i / j->to_width / j->to_height, images = images_of(j->images, group);
     block_run runs[9];
     const int count = find_taps(j, runs, group, row, column, block);
     const size_t at = ((size_t)i * j->to_blocks + block) * BLOCK;
-    if (j->end.accumulate && !count) continue; // pixels that no tap meets (1x1, stride 2): + 0
+    // Pixels that no tap meets (1x1, stride 2): + 0
+    if (!count && j->accumulate && j->end == END_PLAIN) continue;
     bf16_multiplier->product(c, false, runs, count, BLOCK, images, j->terms);
-    if (sums)
-      store_with_sums(j->to + at, c, images, sums);
-    else if (j->end.scale)
-      store_normalised(j->to + at, c, images, &j->end, block,
-                       j->end.residual ? j->end.residual + at : NULL);
-    else
-      store_plainly(j->to + at, c, images, j->end.accumulate);
-    clear_rows(j->to + at, images);
+    store_block(j, at, c, images, block, sums);
   }
 }
 
@@ -240,13 +352,27 @@ static gather_job make_gather(const conv_shape *s, void *to, const void *from, b
   return j;
 }
 
-// Working memory: the packed filters, and behind them `more` bytes.
-static void *working_memory(const conv_shape *s, size_t more, bf16 **packed) {
-  const size_t taps = (size_t)s->kernel * s->kernel;
-  const size_t bytes =
-      taps * blocks_of(s->in_channels) * blocks_of(s->out_channels) * BLOCK * sizeof(bf16);
-  *packed = cpu_scratch(bytes + more);
-  return (char *)*packed + bytes;
+// What a pass needs besides its arguments: packed filters, patches, and sums or factors.
+static gather_job prepare(const conv_shape *shape, void *to, const void *from, const float *w,
+                          bool backward) {
+  const bool gathered = !backward && bf16_takes_patches(shape);
+  const conv_shape s = gathered ? bf16_patch_shape(shape) : *shape;
+  gather_job j = make_gather(&s, to, from, backward);
+  const size_t filters = (size_t)s.kernel * s.kernel * j.from_blocks * j.to_blocks * BLOCK;
+  const size_t patches = gathered ? bf16_patch_count(shape) : 0;
+  const size_t sums = (size_t)j.chunks * j.to_blocks * 2 * SIDE;
+  const size_t factors = (size_t)FACTORS * j.to_blocks * SIDE;
+  bf16 *packed = cpu_scratch((filters + patches) * sizeof *packed + sums * sizeof *j.sums +
+                             factors * sizeof *j.factors);
+  j.sums = (double *)(packed + filters + patches);
+  j.factors = (float *)(j.sums + sums);
+  if (gathered) {
+    bf16_gather_patches(packed + filters, shape, from);
+    j.from = packed + filters;
+  }
+  pack_filters(packed, w, &s, backward);
+  j.w = packed;
+  return j;
 }
 
 // The chunks' sums, in their order. sums: [2][channels]
@@ -254,8 +380,7 @@ static void add_chunks(double *sums, const gather_job *j, int channels) {
   for (int k = 0; k < channels; k++) {
     sums[k] = sums[channels + k] = 0;
     for (int chunk = 0; chunk < j->chunks; chunk++) {
-      const double *of =
-          j->end.sums + ((size_t)chunk * j->to_blocks + k / SIDE) * 2 * SIDE + k % SIDE;
+      const double *of = j->sums + ((size_t)chunk * j->to_blocks + k / SIDE) * 2 * SIDE + k % SIDE;
       sums[k] += of[0];
       sums[channels + k] += of[SIDE];
     }
@@ -263,39 +388,59 @@ static void add_chunks(double *sums, const gather_job *j, int channels) {
 }
 
 void bf16_conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
-  gather_job j = make_gather(s, z, x, false);
-  bf16 *packed;
-  double *partials =
-      working_memory(s, (size_t)j.chunks * j.to_blocks * 2 * SIDE * sizeof *partials, &packed);
-  pack_filters(packed, w, s, false);
-  j.w = packed;
-  if (sums) j.end.sums = partials;
+  gather_job j = prepare(s, z, x, w, false);
+  j.end = sums ? END_SUMS : END_PLAIN;
   gather(&j);
   if (sums) add_chunks(sums, &j, s->out_channels);
+}
+
+void bf16_conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
+                          const norm_arrays *n) {
+  const norm_shape shape = {s->batch * s->out_height * s->out_width, s->out_channels, s->batch};
+  double *sums = allocate(2 * (size_t)s->out_channels * sizeof *sums);
+  bf16_conv_forward(s, z, x, w, sums);
+  reference_norm_statistics(&shape, sums, n->running_mean, n->running_var, n->mean, n->inverse_std);
+  free(sums);
 }
 
 void bf16_conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
                               const real *gamma, const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var) {
-  gather_job j = make_gather(s, y, x, false);
-  const size_t channels = (size_t)j.to_blocks * SIDE;
-  bf16 *packed;
-  float *scale = working_memory(s, 2 * channels * sizeof *scale, &packed);
-  bf16_inference_factors(s->out_channels, scale, scale + channels, gamma, beta, running_mean,
+  gather_job j = prepare(s, y, x, w, false);
+  bf16_inference_factors(s->out_channels, scale_of(&j), shift_of(&j), gamma, beta, running_mean,
                          running_var);
-  pack_filters(packed, w, s, false);
-  j.w = packed;
-  j.end = (finish){.scale = scale, .shift = scale + channels, .residual = residual, .relu = relu};
+  j.end = END_NORM;
+  j.residual = residual;
+  j.relu = relu;
   gather(&j);
 }
 
 void bf16_conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
                               bool accumulate) {
-  gather_job j = make_gather(s, dx, dz, true);
-  bf16 *packed;
-  working_memory(s, 0, &packed);
-  pack_filters(packed, w, s, true);
-  j.w = packed;
-  j.end.accumulate = accumulate;
+  gather_job j = prepare(s, dx, dz, w, true);
+  j.accumulate = accumulate;
   gather(&j);
+}
+
+void bf16_conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                               bool accumulate, const norm_below *below) {
+  const int channels = s->in_channels;
+  const norm_arrays *n = below->norm;
+  double *sums = allocate(2 * (size_t)channels * sizeof *sums);
+  gather_job j = prepare(s, g, dz, w, true);
+  bf16_norm_factors(channels, scale_of(&j), shift_of(&j), n->gamma, n->beta, n->mean,
+                    n->inverse_std);
+  memset(mean_of(&j), 0, (size_t)j.to_blocks * SIDE * sizeof(float));
+  memcpy(mean_of(&j), n->mean, channels * sizeof(float));
+  j.end = END_MASK;
+  j.accumulate = accumulate;
+  j.z_below = below->z;
+  j.y_below = below->y;
+  gather(&j);
+  add_chunks(sums, &j, channels);
+  for (int k = 0; k < channels; k++) {
+    below->dbeta[k] = (real)sums[k];
+    below->dgamma[k] = (real)(sums[channels + k] * n->inverse_std[k]);
+  }
+  free(sums);
 }

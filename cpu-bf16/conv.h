@@ -21,4 +21,17 @@ void bf16_conv_backward_input(const conv_shape *shape, void *dx, const void *dz,
                               bool accumulate);
 void bf16_conv_backward_weight(const conv_shape *shape, real *dw, const void *dz, const void *x);
 
+// Of device.h's fusions.
+void bf16_conv_statistics(const conv_shape *shape, void *z, const void *x, const void *w,
+                          const norm_arrays *n);
+void bf16_conv_backward_masked(const conv_shape *shape, void *g, const void *dz, const void *w,
+                               bool accumulate, const norm_below *below);
+
+// Whether all taps of a pixel fit one block, as the stem's do. Then the output and the weight gradient
+// are those of a 1x1 convolution, bf16_patch_shape, of patches, bf16_patch_count numbers.
+bool bf16_takes_patches(const conv_shape *shape);
+conv_shape bf16_patch_shape(const conv_shape *shape);
+size_t bf16_patch_count(const conv_shape *shape);
+void bf16_gather_patches(bf16 *to, const conv_shape *shape, const bf16 *x);
+
 #endif

@@ -122,21 +122,34 @@ static void add_chunk(const weight_job *j, int chunk, bool add, float *sums, int
   }
 }
 
-// dw: [Cout][R S][Cin] from the parts' sums, in the parts' order.
-static void write_gradient(real *dw, const weight_job *j) {
+// A block of dw, 32 filters x 32 channels of one tap, from the parts' sums, in the parts' order.
+static void write_block(real *dw, const weight_job *j, int filter, int channel, int tap) {
   const conv_shape *s = j->s;
-  const int taps = s->kernel * s->kernel;
+  const int taps = s->kernel * s->kernel, filters = MIN(SIDE, s->out_channels - filter * SIDE);
+  const int channels = MIN(SIDE, s->in_channels - channel * SIDE);
   const size_t part_size = (size_t)j->filters * j->channels * taps * BLOCK;
+  const float *from = j->sums + (((size_t)filter * j->channels + channel) * taps + tap) * BLOCK;
+  for (int k = 0; k < filters; k++) {
+    float sum[SIDE];
+    read_results(sum, from, k);
+    for (int part = 1; part < j->parts; part++) {
+      float more[SIDE];
+      read_results(more, from + part * part_size, k);
+#pragma omp simd
+      for (int c = 0; c < SIDE; c++) sum[c] += more[c];
+    }
+    memcpy(dw + ((size_t)(filter * SIDE + k) * taps + tap) * s->in_channels + channel * SIDE, sum,
+           channels * sizeof *dw);
+  }
+}
+
+// dw: [Cout][R S][Cin]
+static void write_gradient(real *dw, const weight_job *j) {
 #pragma omp parallel for collapse(2)
-  for (int k = 0; k < s->out_channels; k++)
-    for (int tap = 0; tap < taps; tap++)
-      for (int c = 0; c < s->in_channels; c++) {
-        const size_t block = ((size_t)(k / SIDE) * j->channels + c / SIDE) * taps + tap;
-        const float *from = j->sums + block * BLOCK + c_at(k % SIDE, c % SIDE);
-        float sum = from[0];
-        for (int part = 1; part < j->parts; part++) sum += from[part * part_size];
-        dw[((size_t)k * taps + tap) * s->in_channels + c] = sum;
-      }
+  for (int filter = 0; filter < j->filters; filter++)
+    for (int channel = 0; channel < j->channels; channel++)
+      for (int tap = 0; tap < j->s->kernel * j->s->kernel; tap++)
+        write_block(dw, j, filter, channel, tap);
 }
 
 static weight_job make_weight_job(const conv_shape *s, const void *dz, const void *x) {
@@ -154,7 +167,10 @@ static weight_job make_weight_job(const conv_shape *s, const void *dz, const voi
   return j;
 }
 
-void bf16_conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
+void bf16_conv_backward_weight(const conv_shape *shape, real *dw, const void *dz, const void *x) {
+  const bool gathered = bf16_takes_patches(shape);
+  const conv_shape flat = gathered ? bf16_patch_shape(shape) : *shape, *s = &flat;
+  const size_t patches = gathered ? bf16_patch_count(shape) : 0;
   weight_job j = make_weight_job(s, dz, x);
   const int taps = s->kernel * s->kernel, threads = omp_get_max_threads();
   const int slices = MIN(j.filters, DIVIDE_UP(threads, j.parts));
@@ -164,8 +180,12 @@ void bf16_conv_backward_weight(const conv_shape *s, real *dw, const void *dz, co
   const int in_rows = MIN(s->in_height, (j.rows - 1) * s->stride + s->kernel);
   const size_t x_size = (size_t)j.groups * in_rows * s->in_width * BLOCK;
   j.sums = cpu_scratch(j.parts * part_size * sizeof *j.sums +
-                       threads * (dz_size + x_size) * sizeof(bf16));
+                       (threads * (dz_size + x_size) + patches) * sizeof(bf16));
   bf16 *buffers = (bf16 *)(j.sums + j.parts * part_size);
+  if (gathered) {
+    j.x = buffers + threads * (dz_size + x_size);
+    bf16_gather_patches((bf16 *)j.x, shape, x);
+  }
 #pragma omp parallel
   {
     bf16 *buffer = buffers + omp_get_thread_num() * (dz_size + x_size);

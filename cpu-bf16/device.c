@@ -59,6 +59,9 @@ static void mix_images(int batch, void *x, const uint8_t *images, const sample *
   blocks_from_floats(x, mixed, shape);
 }
 
+static const fusions fused = {bf16_conv_statistics, bf16_norm_apply, bf16_conv_backward_masked,
+                              bf16_norm_spread};
+
 static device make_device(void) {
   device d = reference_device;
   d.name = "cpu-bf16";
@@ -78,6 +81,7 @@ static device make_device(void) {
   d.pool_backward = bf16_pool_backward;
   d.linear_forward = bf16_linear_forward;
   d.linear_backward = bf16_linear_backward;
+  d.fused = &fused;
   return d;
 }
 

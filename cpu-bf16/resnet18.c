@@ -81,34 +81,49 @@ static void normalise(const norm_shape *shape, bf16 *y, const bf16 *z, const bf1
   }
 }
 
-static void make_factors(int channels, float *scale, float *shift, const real *gamma,
-                         const real *beta, const real *mean, const real *inverse_std) {
-  for (int k = 0; k < channels; k++) {
-    scale[k] = gamma[k] * inverse_std[k];
-    shift[k] = beta[k] - scale[k] * mean[k];
-  }
+static void clear_factors(int channels, float *scale, float *shift) {
+  const size_t room = (size_t)blocks_of(channels) * SIDE * sizeof *scale;
+  memset(scale, 0, room);
+  memset(shift, 0, room);
+}
+
+static void make_factor(float *scale, float *shift, real gamma, real beta, real mean,
+                        real inverse_std) {
+  *scale = gamma * inverse_std;
+  *shift = beta - *scale * mean;
+}
+
+void bf16_norm_factors(int channels, float *scale, float *shift, const real *gamma,
+                       const real *beta, const real *mean, const real *inverse_std) {
+  clear_factors(channels, scale, shift);
+  for (int k = 0; k < channels; k++)
+    make_factor(scale + k, shift + k, gamma[k], beta[k], mean[k], inverse_std[k]);
+}
+
+void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
+                     const void *residual, bool relu) {
+  float *scale = new_factors(shape->channels, 2);
+  float *shift = scale + blocks_of(shape->channels) * SIDE;
+  bf16_norm_factors(shape->channels, scale, shift, n->gamma, n->beta, n->mean, n->inverse_std);
+  normalise(shape, y, z, residual, scale, shift, relu);
+  free(scale);
 }
 
 void bf16_norm_forward(const norm_shape *shape, void *y, const void *z, const double *sums,
                        const real *gamma, const real *beta, const void *residual, bool relu,
                        real *running_mean, real *running_var, real *saved_mean,
                        real *saved_inverse_std) {
-  float *scale = new_factors(shape->channels, 2);
-  float *shift = scale + blocks_of(shape->channels) * SIDE;
+  const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   reference_norm_statistics(shape, sums, running_mean, running_var, saved_mean, saved_inverse_std);
-  make_factors(shape->channels, scale, shift, gamma, beta, saved_mean, saved_inverse_std);
-  normalise(shape, y, z, residual, scale, shift, relu);
-  free(scale);
+  bf16_norm_apply(shape, y, z, &n, residual, relu);
 }
 
 void bf16_inference_factors(int channels, float *scale, float *shift, const real *gamma,
                             const real *beta, const real *mean, const real *variance) {
-  const size_t room = (size_t)blocks_of(channels) * SIDE * sizeof *scale;
-  memset(scale, 0, room);
-  memset(shift, 0, room);
+  clear_factors(channels, scale, shift);
   for (int k = 0; k < channels; k++) {
     const float inverse_std = (float)(1 / sqrt(variance[k] + NORM_EPSILON));
-    make_factors(1, scale + k, shift + k, gamma + k, beta + k, mean + k, &inverse_std);
+    make_factor(scale + k, shift + k, gamma[k], beta[k], mean[k], inverse_std);
   }
 }
 
@@ -220,25 +235,41 @@ static void spread_gradients(const norm_shape *shape, bf16 *dz, bf16 *dresidual,
   }
 }
 
+// dz = a g + b z + c, and dresidual = g, from the finished sums.
+static void spread(const norm_shape *shape, bf16 *dz, bf16 *dresidual, const upstream *u,
+                   const real *dgamma, const real *dbeta, const norm_arrays *n) {
+  float *a = new_factors(shape->channels, 3), *b = a + blocks_of(shape->channels) * SIDE;
+  float *c = b + blocks_of(shape->channels) * SIDE;
+  for (int k = 0; k < shape->channels; k++) {
+    const double scale = (double)n->gamma[k] * n->inverse_std[k];
+    const double slope = -scale * n->inverse_std[k] * dgamma[k] / shape->pixels;
+    a[k] = (float)scale;
+    b[k] = (float)slope;
+    c[k] = (float)(-scale * dbeta[k] / shape->pixels - slope * n->mean[k]);
+  }
+  spread_gradients(shape, dz, dresidual, u, (const float *const[]){a, b, c});
+  free(a);
+}
+
+void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
+                      const real *dgamma, const real *dbeta, const norm_arrays *n) {
+  const upstream u = {g, NULL, z};
+  spread(shape, dz, NULL, &u, dgamma, dbeta, n);
+}
+
 void bf16_norm_backward(const norm_shape *shape, void *dz, void *dresidual, real *dgamma,
                         real *dbeta, const void *dy, const void *y, const void *z,
                         const real *gamma, const real *saved_mean, const real *saved_inverse_std,
                         bool relu) {
   const upstream u = {dy, relu ? y : NULL, z};
-  const int channels = shape->channels, room = blocks_of(channels) * SIDE;
-  float *mean = new_factors(channels, 5), *inverse_std = mean + room;
-  float *a = inverse_std + room, *b = a + room, *c = b + room;
-  memcpy(mean, saved_mean, channels * sizeof *mean);
-  memcpy(inverse_std, saved_inverse_std, channels * sizeof *inverse_std);
+  const norm_arrays n = {
+      .gamma = gamma, .mean = (real *)saved_mean, .inverse_std = (real *)saved_inverse_std};
+  float *mean = new_factors(shape->channels, 2);
+  float *inverse_std = mean + blocks_of(shape->channels) * SIDE;
+  memcpy(mean, saved_mean, shape->channels * sizeof *mean);
+  memcpy(inverse_std, saved_inverse_std, shape->channels * sizeof *inverse_std);
   sum_gradients(shape, &u, dgamma, dbeta, mean, inverse_std);
-  for (int k = 0; k < channels; k++) {
-    const double scale = (double)gamma[k] * inverse_std[k];
-    const double slope = -scale * inverse_std[k] * dgamma[k] / shape->pixels;
-    a[k] = (float)scale;
-    b[k] = (float)slope;
-    c[k] = (float)(-scale * dbeta[k] / shape->pixels - slope * mean[k]);
-  }
-  spread_gradients(shape, dz, dresidual, &u, (const float *const[]){a, b, c});
+  spread(shape, dz, dresidual, &u, dgamma, dbeta, &n);
   free(mean);
 }
 

@@ -24,8 +24,16 @@ void bf16_linear_forward(int batch, int channels, real *logits, const void *x, c
 void bf16_linear_backward(int batch, int channels, void *dx, real *dw, real *dbias,
                           const real *dlogits, const void *x, const void *w);
 
-// Evaluation's norm as y = scale z + shift; both have room for whole blocks of channels, and zeros
-// behind the last one.
+// Of device.h's fusions.
+void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
+                     const void *residual, bool relu);
+void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
+                      const real *dgamma, const real *dbeta, const norm_arrays *n);
+
+// The norm as y = scale z + shift, from a batch's statistics and in evaluation; both have room for whole
+// blocks of channels, and get zeros behind the last one.
+void bf16_norm_factors(int channels, float *scale, float *shift, const real *gamma,
+                       const real *beta, const real *mean, const real *inverse_std);
 void bf16_inference_factors(int channels, float *scale, float *shift, const real *gamma,
                             const real *beta, const real *mean, const real *variance);
 
