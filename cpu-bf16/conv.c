@@ -133,7 +133,10 @@ typedef enum {
   END_MASK,  // ReLU's mask of the layer below, and that layer's sums (norm_below in device.h)
 } ending;
 
-enum { FACTORS = 3 }; // a channel: scale, shift, mean
+enum {
+  FACTORS = 3,    // a channel: scale, shift, mean
+  NEIGHBOURS = 2, // blocks of a pixel done one after another, as they lie: a page
+};
 
 // Both gather: a block of `to` is a sum over the taps of its pixel.
 typedef struct {
@@ -193,61 +196,42 @@ static int find_taps(const gather_job *j, block_run runs[9], int group, int row,
   return count;
 }
 
-// Two sums a channel, over 32 images in float, then in double. (No more terms than that are added in
-// float, far fewer than sum_columns in gpu/tile.h allows for.)
-static void add_sums(double *sums, const float sum[SIDE], const float product[SIDE]) {
-#pragma omp simd
-  for (int k = 0; k < SIDE; k++) {
-    sums[k] += (double)sum[k];
-    sums[SIDE + k] += (double)product[k];
-  }
+// Half of a row of results.
+static inline floats results(const float *c, int row, int half) {
+  return load_floats(c + c_at(row, half * WORDS));
 }
 
 // Rounds and stores z; adds up what was stored, and its squares.
-static void store_with_sums(const gather_job *j, size_t at, const float *c, int images,
-                            double *sums) {
-  float sum[SIDE] = {0}, square[SIDE] = {0};
-  for (int i = 0; i < images; i++) {
-    float value[SIDE];
-    bf16 rounded[SIDE];
-    read_results(value, c, i);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) {
-      rounded[k] = to_bf16(value[k]);
-      const float stored = to_float(rounded[k]);
-      sum[k] += stored;
-      square[k] += stored * stored;
+static void store_with_sums(bf16 *to, const float *c, int images, double *sums) {
+  pair sum = {0}, square = {0};
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const floats stored = store_half(to + i * SIDE + h * WORDS, results(c, i, h));
+      sum.of[h] += stored;
+      square.of[h] += stored * stored;
     }
-    write_row(j->to + at + i * SIDE, rounded);
-  }
-  add_sums(sums, sum, square);
+  add_sums(sums, &sum, &square);
 }
 
 static void store_normalised(const gather_job *j, size_t at, const float *c, int images,
                              int block) {
-  const float *scale = scale_of(j) + block * SIDE, *shift = shift_of(j) + block * SIDE;
-  for (int i = 0; i < images; i++) {
-    float value[SIDE], added[SIDE] = {0};
-    read_results(value, c, i);
-    if (j->residual) load_row(added, j->residual + at + i * SIDE);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) {
-      const float normal = value[k] * scale[k] + shift[k] + added[k];
-      value[k] = j->relu && normal < 0 ? 0 : normal; // this way round, a NaN stays one
+  const pair scale = load_pair(scale_of(j) + block * SIDE);
+  const pair shift = load_pair(shift_of(j) + block * SIDE);
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const size_t here = at + i * SIDE + h * WORDS;
+      floats y = results(c, i, h) * scale.of[h] + shift.of[h];
+      if (j->residual) y += load_half(j->residual + here);
+      store_half(j->to + here, j->relu ? relu(y) : y);
     }
-    store_row(j->to + at + i * SIDE, value);
-  }
 }
 
 static void store_plainly(const gather_job *j, size_t at, const float *c, int images) {
-  for (int i = 0; i < images; i++) {
-    float value[SIDE], before[SIDE] = {0};
-    read_results(value, c, i);
-    if (j->accumulate) load_row(before, j->to + at + i * SIDE);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) value[k] += before[k];
-    store_row(j->to + at + i * SIDE, value);
-  }
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      bf16 *to = j->to + at + i * SIDE + h * WORDS;
+      store_half(to, j->accumulate ? results(c, i, h) + load_half(to) : results(c, i, h));
+    }
 }
 
 // g, the gradient where ReLU let its input through, else 0; adds up the g that was stored, and
@@ -255,27 +239,22 @@ static void store_plainly(const gather_job *j, size_t at, const float *c, int im
 // bf16_norm_apply, computed again.
 static void store_masked(const gather_job *j, size_t at, const float *c, int images, int block,
                          double *sums) {
-  const float *scale = scale_of(j) + block * SIDE, *shift = shift_of(j) + block * SIDE;
-  const float *mean = mean_of(j) + block * SIDE;
-  float sum[SIDE] = {0}, product[SIDE] = {0};
-  for (int i = 0; i < images; i++) {
-    float value[SIDE], before[SIDE] = {0}, z[SIDE], y[SIDE];
-    bf16 rounded[SIDE];
-    read_results(value, c, i);
-    if (j->accumulate) load_row(before, j->to + at + i * SIDE);
-    load_row(z, j->z_below + at + i * SIDE);
-    if (j->y_below) load_row(y, j->y_below + at + i * SIDE);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) {
-      const float passed = j->y_below ? y[k] : z[k] * scale[k] + shift[k];
-      rounded[k] = passed <= 0 ? 0 : to_bf16(value[k] + before[k]);
-      const float g = to_float(rounded[k]);
-      sum[k] += g;
-      product[k] += g * (z[k] - mean[k]);
+  const pair scale = load_pair(scale_of(j) + block * SIDE);
+  const pair shift = load_pair(shift_of(j) + block * SIDE);
+  const pair mean = load_pair(mean_of(j) + block * SIDE);
+  pair sum = {0}, product = {0};
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const size_t here = at + i * SIDE + h * WORDS;
+      const floats z = load_half(j->z_below + here);
+      const floats y = j->y_below ? load_half(j->y_below + here) : z * scale.of[h] + shift.of[h];
+      const floats dy =
+          j->accumulate ? results(c, i, h) + load_half(j->to + here) : results(c, i, h);
+      const floats g = store_half(j->to + here, masked(dy, y));
+      sum.of[h] += g;
+      product.of[h] += g * (z - mean.of[h]);
     }
-    write_row(j->to + at + i * SIDE, rounded);
-  }
-  add_sums(sums, sum, product);
+  add_sums(sums, &sum, &product);
 }
 
 static void store_block(const gather_job *j, size_t at, const float *c, int images, int block,
@@ -285,7 +264,7 @@ static void store_block(const gather_job *j, size_t at, const float *c, int imag
     store_plainly(j, at, c, images);
     break;
   case END_SUMS:
-    store_with_sums(j, at, c, images, sums);
+    store_with_sums(j->to + at, c, images, sums);
     break;
   case END_NORM:
     store_normalised(j, at, c, images, block);
@@ -297,24 +276,30 @@ static void store_block(const gather_job *j, size_t at, const float *c, int imag
   clear_rows(j->to + at, images);
 }
 
-// 32 channels (`block` of them) of a chunk of rows.
-static void gather_chunk(const gather_job *j, int chunk, int block) {
+// 32 channels (`block` of them) of one pixel; i counts them through.
+static void gather_block(const gather_job *j, int i, int block, double *sums) {
   _Alignas(64) float c[BLOCK];
+  const int column = i % j->to_width, row = i / j->to_width % j->to_height;
+  const int group = i / j->to_width / j->to_height, images = images_of(j->images, group);
+  block_run runs[9];
+  const int count = find_taps(j, runs, group, row, column, block);
+  const size_t at = ((size_t)i * j->to_blocks + block) * BLOCK;
+  // Pixels that no tap meets (1x1, stride 2): + 0
+  if (!count && j->accumulate && j->end == END_PLAIN) return;
+  bf16_multiplier->product(c, false, runs, count, BLOCK, images, j->terms);
+  store_block(j, at, c, images, block, sums);
+}
+
+// So many channels of a chunk of rows.
+static void gather_chunk(const gather_job *j, int chunk, int first_block) {
   const int first = chunk * j->chunk_rows, rows = blocks_of(j->images) * j->to_height;
   const int end = MIN(first + j->chunk_rows, rows);
-  double *sums = j->sums + ((size_t)chunk * j->to_blocks + block) * 2 * SIDE;
-  memset(sums, 0, 2 * SIDE * sizeof *sums);
-  for (int i = first * j->to_width; i < end * j->to_width; i++) { // pixels
-    const int column = i % j->to_width, row = i / j->to_width % j->to_height;
-    const int group = i / j->to_width / j->to_height, images = images_of(j->images, group);
-    block_run runs[9];
-    const int count = find_taps(j, runs, group, row, column, block);
-    const size_t at = ((size_t)i * j->to_blocks + block) * BLOCK;
-    // Pixels that no tap meets (1x1, stride 2): + 0
-    if (!count && j->accumulate && j->end == END_PLAIN) continue;
-    bf16_multiplier->product(c, false, runs, count, BLOCK, images, j->terms);
-    store_block(j, at, c, images, block, sums);
-  }
+  const int end_block = MIN(first_block + NEIGHBOURS, j->to_blocks);
+  double *sums = j->sums + (size_t)chunk * j->to_blocks * 2 * SIDE;
+  memset(sums + first_block * 2 * SIDE, 0, (end_block - first_block) * 2 * SIDE * sizeof *sums);
+  for (int i = first * j->to_width; i < end * j->to_width; i++)
+    for (int block = first_block; block < end_block; block++)
+      gather_block(j, i, block, sums + block * 2 * SIDE);
 }
 
 static void gather(const gather_job *j) {
@@ -323,7 +308,7 @@ static void gather(const gather_job *j) {
     bf16_multiplier->open();
 #pragma omp for collapse(2) schedule(static)
     for (int chunk = 0; chunk < j->chunks; chunk++)
-      for (int block = 0; block < j->to_blocks; block++) gather_chunk(j, chunk, block);
+      for (int block = 0; block < j->to_blocks; block += NEIGHBOURS) gather_chunk(j, chunk, block);
     finish_rows();
     bf16_multiplier->close();
   }

@@ -64,8 +64,10 @@ static void transpose_chunk(bf16 *to, const weight_job *j, chunk_place p, int fi
     for (int g = p.group; g < p.group + p.groups; g++)
       for (int i = p.row * s->out_width; i < (p.row + p.rows) * s->out_width; i++, to += BLOCK) {
         _Alignas(64) bf16 paired[BLOCK];
-        pair_rows(paired, j->dz + block_at(g, s->out_height * s->out_width, i, j->filters) +
-                              (size_t)f * BLOCK);
+        const bf16 *from =
+            j->dz + block_at(g, s->out_height * s->out_width, i, j->filters) + (size_t)f * BLOCK;
+        fetch_block(from + (size_t)j->filters * BLOCK);
+        pair_rows(paired, from);
         transpose_halves(to, paired);
       }
 }
@@ -75,9 +77,12 @@ static void pair_chunk(bf16 *to, const weight_job *j, chunk_place p, int channel
   const conv_shape *s = j->s;
   for (int g = p.group; g < p.group + p.groups; g++)
     for (int i = p.first_row * s->in_width; i < (p.first_row + p.in_rows) * s->in_width;
-         i++, to += BLOCK)
-      pair_rows(to, j->x + block_at(g, s->in_height * s->in_width, i, j->channels) +
-                        (size_t)channel * BLOCK);
+         i++, to += BLOCK) {
+      const bf16 *from =
+          j->x + block_at(g, s->in_height * s->in_width, i, j->channels) + (size_t)channel * BLOCK;
+      fetch_block(from + (size_t)j->channels * BLOCK);
+      pair_rows(to, from);
+    }
 }
 
 // Runs along the rows of z, of the pixels that a tap meets within the image.
@@ -129,18 +134,15 @@ static void write_block(real *dw, const weight_job *j, int filter, int channel, 
   const int channels = MIN(SIDE, s->in_channels - channel * SIDE);
   const size_t part_size = (size_t)j->filters * j->channels * taps * BLOCK;
   const float *from = j->sums + (((size_t)filter * j->channels + channel) * taps + tap) * BLOCK;
-  for (int k = 0; k < filters; k++) {
-    float sum[SIDE];
-    read_results(sum, from, k);
-    for (int part = 1; part < j->parts; part++) {
-      float more[SIDE];
-      read_results(more, from + part * part_size, k);
-#pragma omp simd
-      for (int c = 0; c < SIDE; c++) sum[c] += more[c];
+  for (int k = 0; k < filters; k++)
+    for (int h = 0; h * WORDS < channels; h++) {
+      const float *of_row = from + c_at(k, h * WORDS);
+      floats sum = load_floats(of_row);
+      for (int part = 1; part < j->parts; part++) sum += load_floats(of_row + part * part_size);
+      memcpy(dw + ((size_t)(filter * SIDE + k) * taps + tap) * s->in_channels + channel * SIDE +
+                 h * WORDS,
+             &sum, MIN(WORDS, channels - h * WORDS) * sizeof *dw);
     }
-    memcpy(dw + ((size_t)(filter * SIDE + k) * taps + tap) * s->in_channels + channel * SIDE, sum,
-           channels * sizeof *dw);
-  }
 }
 
 // dw: [Cout][R S][Cin]

@@ -29,12 +29,6 @@ static inline int c_at(int row, int column) {
   return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
 }
 
-// A row of c.
-static inline void read_results(float values[SIDE], const float *c, int row) {
-  memcpy(values, c + c_at(row, 0), 16 * sizeof *c);
-  memcpy(values + 16, c + c_at(row, 16), 16 * sizeof *c);
-}
-
 extern const multiplier plain_multiplier; // plain.c
 extern const multiplier amx_multiplier;   // amx.c, where the processor is of Intel's architecture
 

@@ -50,18 +50,15 @@ static float *new_factors(int channels, int count) {
 // -- Batch normalisation, forward ----------------------------------------------------------------
 
 static void normalise_block(bf16 *y, const bf16 *z, const bf16 *residual, int images,
-                            const float *scale, const float *shift, bool relu) {
-  for (int i = 0; i < images; i++) {
-    float value[SIDE], added[SIDE] = {0};
-    load_row(value, z + i * SIDE);
-    if (residual) load_row(added, residual + i * SIDE);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) {
-      const float normal = value[k] * scale[k] + shift[k] + added[k];
-      value[k] = relu && normal < 0 ? 0 : normal; // this way round, a NaN stays one
+                            const float *scale, const float *shift, bool with_relu) {
+  const pair a = load_pair(scale), b = load_pair(shift);
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const int here = i * SIDE + h * WORDS;
+      floats value = load_half(z + here) * a.of[h] + b.of[h];
+      if (residual) value += load_half(residual + here);
+      store_half(y + here, with_relu ? relu(value) : value);
     }
-    store_row(y + i * SIDE, value);
-  }
   clear_rows(y, images);
 }
 
@@ -144,35 +141,25 @@ typedef struct {
   const bf16 *dy, *y, *z; // y: NULL without ReLU, whose mask it is
 } upstream;
 
-// g = dy where y > 0, else 0, of one row
-static void load_gradient(float g[SIDE], const upstream *u, size_t row) {
-  load_row(g, u->dy + row);
-  if (!u->y) return;
-  float y[SIDE];
-  load_row(y, u->y + row);
-#pragma omp simd
-  for (int k = 0; k < SIDE; k++) g[k] = y[k] <= 0 ? 0 : g[k];
+// g = dy where y > 0, else 0
+static inline floats load_gradient(const upstream *u, size_t at) {
+  const floats dy = load_half(u->dy + at);
+  return u->y ? masked(dy, load_half(u->y + at)) : dy;
 }
 
 // Adds the sums of g and of g xhat over a block's images, in float, to sums: [2][32]
 static void sum_block(double *sums, const upstream *u, size_t block, int images, const float *mean,
                       const float *inverse_std) {
-  float sum[SIDE] = {0}, product[SIDE] = {0};
-  for (int i = 0; i < images; i++) {
-    float g[SIDE], z[SIDE];
-    load_gradient(g, u, block + i * SIDE);
-    load_row(z, u->z + block + i * SIDE);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) {
-      sum[k] += g[k];
-      product[k] += g[k] * ((z[k] - mean[k]) * inverse_std[k]);
+  const pair m = load_pair(mean), inverse = load_pair(inverse_std);
+  pair sum = {0}, product = {0};
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const size_t here = block + i * SIDE + h * WORDS;
+      const floats g = load_gradient(u, here);
+      sum.of[h] += g;
+      product.of[h] += g * ((load_half(u->z + here) - m.of[h]) * inverse.of[h]);
     }
-  }
-#pragma omp simd
-  for (int k = 0; k < SIDE; k++) {
-    sums[k] += (double)sum[k];
-    sums[SIDE + k] += (double)product[k];
-  }
+  add_sums(sums, &sum, &product);
 }
 
 // Chunks of places are added up each by one thread, then the chunks in their order.
@@ -207,16 +194,16 @@ static void sum_gradients(const norm_shape *shape, const upstream *u, real *dgam
 // dz = a g + b z + c and dresidual = g, of a block. factors: a, b, c for each channel.
 static void spread_block(bf16 *dz, bf16 *dresidual, const upstream *u, size_t block, int images,
                          const float *const factors[3], int channel) {
-  const float *a = factors[0] + channel, *b = factors[1] + channel, *c = factors[2] + channel;
-  for (int i = 0; i < images; i++) {
-    float g[SIDE], z[SIDE];
-    load_gradient(g, u, block + i * SIDE);
-    load_row(z, u->z + block + i * SIDE);
-    if (dresidual) store_row(dresidual + block + i * SIDE, g);
-#pragma omp simd
-    for (int k = 0; k < SIDE; k++) z[k] = a[k] * g[k] + (b[k] * z[k] + c[k]);
-    store_row(dz + block + i * SIDE, z);
-  }
+  const pair a = load_pair(factors[0] + channel), b = load_pair(factors[1] + channel);
+  const pair c = load_pair(factors[2] + channel);
+  for (int i = 0; i < images; i++)
+    for (int h = 0; h < HALVES; h++) {
+      const size_t here = block + i * SIDE + h * WORDS;
+      const floats g = load_gradient(u, here),
+                   z = load_half(u->z + here); // before dz, which may be dy
+      if (dresidual) store_half(dresidual + here, g);
+      store_half(dz + here, a.of[h] * g + (b.of[h] * z + c.of[h]));
+    }
   if (dresidual) clear_rows(dresidual + block, images);
   clear_rows(dz + block, images);
 }
@@ -283,17 +270,11 @@ void bf16_pool_forward(int batch, int pixels, int channels, void *y, const void 
     for (int block = 0; block < w.blocks; block++) {
       bf16 *to = (bf16 *)y + at(&w, group, block);
       const int images = images_of(batch, group);
-      for (int i = 0; i < images; i++) {
-        float sum[SIDE] = {0};
-        for (int pixel = 0; pixel < pixels; pixel++) {
-          float value[SIDE];
-          load_row(value, (const bf16 *)x + at(&w, group * pixels + pixel, block) + i * SIDE);
-#pragma omp simd
-          for (int k = 0; k < SIDE; k++) sum[k] += value[k];
-        }
-#pragma omp simd
-        for (int k = 0; k < SIDE; k++) sum[k] /= (float)pixels;
-        store_row(to + i * SIDE, sum);
+      for (int i = 0; i < images * SIDE; i += WORDS) {
+        floats sum = {0};
+        for (int pixel = 0; pixel < pixels; pixel++)
+          sum += load_half((const bf16 *)x + at(&w, group * pixels + pixel, block) + i);
+        store_half(to + i, sum / (float)pixels);
       }
       clear_rows(to, images);
       finish_rows();
@@ -307,12 +288,9 @@ void bf16_pool_backward(int batch, int pixels, int channels, void *dx, const voi
 #pragma omp for
     for (int place = 0; place < w.places; place++)
       for (int block = 0; block < w.blocks; block++)
-        for (int i = 0; i < SIDE; i++) { // zeros stay zeros
-          float value[SIDE];
-          load_row(value, (const bf16 *)dy + at(&w, place / pixels, block) + i * SIDE);
-#pragma omp simd
-          for (int k = 0; k < SIDE; k++) value[k] /= (float)pixels;
-          store_row((bf16 *)dx + at(&w, place, block) + i * SIDE, value);
+        for (int i = 0; i < BLOCK; i += WORDS) { // zeros stay zeros
+          const floats value = load_half((const bf16 *)dy + at(&w, place / pixels, block) + i);
+          store_half((bf16 *)dx + at(&w, place, block) + i, value / (float)pixels);
         }
     finish_rows();
   }
