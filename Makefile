@@ -11,7 +11,8 @@ endif
 # -Wno-format-truncation: snprintf's cutting at the end of its buffer is what it is used for.
 NATIVE := $(shell for flag in -march=native -mcpu=native; do \
   echo 'int x;' | $(CC) $$flag -x c -c -o /dev/null - 2>/dev/null && echo $$flag && break; done)
-WARNINGS := -Wall -Wextra -Werror
+# -Wno-psabi: how cpu-bf16's 16 floats are passed to functions differs between processors. All are inline.
+WARNINGS := -Wall -Wextra -Werror -Wno-psabi
 ifneq ($(findstring clang,$(shell $(CC) --version 2>/dev/null)),)
 WARNINGS += -Wno-pass-failed # clang's word for: this simd loop stayed scalar, as at -O1 they do
 else

@@ -85,9 +85,6 @@ typedef float floats __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef bf16 bf16s __attribute__((vector_size(32)));
 
-// The compiler would tell how such numbers are passed to functions elsewhere. None are.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 static inline floats load_floats(const float *from) {
   floats values;
   memcpy(&values, from, sizeof values);
