@@ -243,6 +243,43 @@ static void test_conv_zeros(int images, int in, int out) {
   release();
 }
 
+// The input gradient with the mask of a norm below whose channels all let through, or none.
+static void test_masked_zeros(int images, int in, int out) {
+  const conv_shape s = make_conv_shape(images, 3, 4, in, out, 1, 2);
+  const activation_shape x = {images, 12, in}, z = {images, s.out_height * s.out_width, out};
+  real *of = normals(6 * in, 0, 1), *w = normals((size_t)out * in, 0, 1);
+  const norm_arrays n = {
+      .gamma = of, .beta = of + in, .mean = of + 2 * in, .inverse_std = of + 3 * in};
+  const norm_below below = {&n, uploaded(x), NULL, of + 4 * in, of + 5 * in};
+  void *dx = uploaded(x);
+  d->fused->conv_backward_masked(&s, dx, uploaded(z), w, true, &below);
+  expect_zeros(dx, x, "conv_backward_masked, added");
+  release();
+}
+
+// Weights are rounded as they are packed: the same bits from weights that had been rounded before.
+static void test_weights_are_rounded(int in, int out) {
+  enum { PASSES = 2 };
+  const conv_shape s = make_conv_shape(3, 5, 4, in, out, 3, 1);
+  const activation_shape x = {3, 20, in}, z = {3, 20, out};
+  const size_t filters = (size_t)out * in * 9;
+  const size_t bytes[PASSES] = {activation_size(d, z), activation_size(d, x)};
+  const real *exact = normals(filters, 0, 1);
+  real *rounded = take(filters * sizeof *rounded);
+  for (size_t i = 0; i < filters; i++) rounded[i] = to_nearest_bf16(exact[i]);
+  void *on_x = uploaded(x), *on_z = uploaded(z), *result[2][PASSES];
+  for (int i = 0; i < 2; i++) {
+    for (int pass = 0; pass < PASSES; pass++) result[i][pass] = take(bytes[pass]);
+    d->conv_forward(&s, result[i][0], on_x, i ? rounded : exact, NULL);
+    d->conv_backward_input(&s, result[i][1], on_z, i ? rounded : exact, false);
+  }
+  for (int pass = 0; pass < PASSES; pass++)
+    check(!memcmp(result[0][pass], result[1][pass], bytes[pass]),
+          "%s, %d -> %d: weights are rounded to the nearest bf16",
+          pass ? "conv_backward_input" : "conv_forward", in, out);
+  release();
+}
+
 static void test_norm_zeros(int images, int channels) {
   const norm_shape s = {images * 6, channels, images};
   const activation_shape all = {images, 6, channels}, one = {images, 1, channels};
@@ -341,9 +378,13 @@ int main(void) {
   for (size_t i = 0; i < sizeof products / sizeof *products; i++) test_plain_product(&products[i]);
   for (int images = 1; images <= 40; images += 39) {
     test_conv_zeros(images, 5, 40);
+    test_conv_zeros(images, 3, 40);
+    test_masked_zeros(images, 40, 5);
     test_norm_zeros(images, 40);
     test_mix_zeros(images);
   }
+  test_weights_are_rounded(40, 33);
+  test_weights_are_rounded(3, 8);
   test_threads(3);
   omp_set_num_threads(2);
   test_amx();
