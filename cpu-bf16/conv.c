@@ -60,7 +60,7 @@ static void pack_filters(bf16 *packed, const float *w, const conv_shape *s, bool
   const int taps = s->kernel * s->kernel;
   const int columns = blocks_of(backward ? s->in_channels : s->out_channels);
   const int terms = blocks_of(backward ? s->out_channels : s->in_channels);
-#pragma omp parallel for
+#pragma omp parallel for schedule(dynamic, 16)
   for (int i = 0; i < columns * taps * terms; i++) {
     _Alignas(64) bf16 block[BLOCK];
     const int column = i / terms / taps * SIDE, tap = i / terms % taps, term = i % terms * SIDE;
@@ -107,7 +107,7 @@ static void gather_tap(bf16 *patch, const conv_shape *shape, const bf16 *x, int 
 
 void bf16_gather_patches(bf16 *to, const conv_shape *shape, const bf16 *x) {
   const int padding = shape->kernel / 2, in_pixels = shape->in_height * shape->in_width;
-#pragma omp parallel for
+#pragma omp parallel for schedule(dynamic, 64)
   for (int i = 0; i < blocks_of(shape->batch) * shape->out_height * shape->out_width; i++) {
     const int q = i % shape->out_width, p = i / shape->out_width % shape->out_height;
     const int group = i / shape->out_width / shape->out_height;
@@ -306,7 +306,7 @@ static void gather(const gather_job *j) {
 #pragma omp parallel
   {
     bf16_multiplier->open();
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(dynamic)
     for (int chunk = 0; chunk < j->chunks; chunk++)
       for (int block = 0; block < j->to_blocks; block += NEIGHBOURS) gather_chunk(j, chunk, block);
     finish_rows();

@@ -147,7 +147,7 @@ static void write_block(real *dw, const weight_job *j, int filter, int channel, 
 
 // dw: [Cout][R S][Cin]
 static void write_gradient(real *dw, const weight_job *j) {
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) schedule(dynamic)
   for (int filter = 0; filter < j->filters; filter++)
     for (int channel = 0; channel < j->channels; channel++)
       for (int tap = 0; tap < j->s->kernel * j->s->kernel; tap++)

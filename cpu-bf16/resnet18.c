@@ -67,7 +67,7 @@ static void normalise(const norm_shape *shape, bf16 *y, const bf16 *z, const bf1
   const walk w = walk_of(shape);
 #pragma omp parallel
   {
-#pragma omp for
+#pragma omp for schedule(dynamic, 16)
     for (int place = 0; place < w.places; place++)
       for (int block = 0; block < w.blocks; block++)
         normalise_block(y + at(&w, place, block), z + at(&w, place, block),
@@ -168,7 +168,7 @@ static void sum_gradients(const norm_shape *shape, const upstream *u, real *dgam
   const walk w = walk_of(shape);
   const size_t of_chunk = (size_t)w.blocks * 2 * SIDE;
   double *partial = allocate(CHUNKS * of_chunk * sizeof *partial);
-#pragma omp parallel for
+#pragma omp parallel for schedule(dynamic)
   for (int chunk = 0; chunk < CHUNKS; chunk++) {
     const int first = (int)((long)w.places * chunk / CHUNKS);
     const int end = (int)((long)w.places * (chunk + 1) / CHUNKS);
@@ -213,7 +213,7 @@ static void spread_gradients(const norm_shape *shape, bf16 *dz, bf16 *dresidual,
   const walk w = walk_of(shape);
 #pragma omp parallel
   {
-#pragma omp for
+#pragma omp for schedule(dynamic, 16)
     for (int place = 0; place < w.places; place++)
       for (int block = 0; block < w.blocks; block++)
         spread_block(dz, dresidual, u, at(&w, place, block), images_of(w.images, place / w.pixels),

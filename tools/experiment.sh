@@ -41,7 +41,7 @@ both       --mixup-alpha 1 --smoothing 0.1'
 # images, the one at the end all. evening: as much as four runs can do in a night of two processors.
 recipes='
 minutes    --width 16 --train-images 2500 --test-images 1000 --epochs 200 --milestones 100,150
-evening    --width 32 --epochs 30 --milestones 10,20
+evening    --width 16 --epochs 30 --milestones 10,20
 published  --width 64 --epochs 150 --milestones 50,100'
 
 recipe=${RECIPE:-minutes} seeds=${SEEDS:-3} train=${TRAIN:-./train}
