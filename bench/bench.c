@@ -402,13 +402,14 @@ static void report_steps(const char *self, const char *python, int width, int st
           width, mine, other, setting, width == 64 ? "," : "");
 }
 
-// 16 KB, 512 KB and 64 MB for each thread.
 static void report_roofs(void) {
-  peak_flops = measure_products(4);
+  double most[ROOFS];
+  measure_roofs(most);
   printf("products of blocks (%s), GFLOP/s: %.0f from the first cache, %.0f from the second, %.0f "
          "from "
          "memory\n",
-         bf16_multiplier->name, peak_flops, measure_products(128), measure_products(1 << 14));
+         bf16_multiplier->name, most[0], most[1], most[2]);
+  peak_flops = most[0];
 }
 
 static void report_machine(void) {
