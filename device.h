@@ -304,7 +304,7 @@ typedef struct device {
 } device;
 
 // What the operations of the table do one after another, done in fewer walks through memory. Each
-// says which ones it replaces; they are its definition. conv.cu, resnet18.cu
+// says which ones it replaces; they are its definition. conv.cu, resnet18.cu; cpu-bf16/
 //
 //     forward    conv_forward, norm_forward          -> conv_statistics, norm_apply
 //     backward   conv_backward_input of a layer,     -> conv_backward_masked, norm_spread

@@ -17,11 +17,13 @@
 //     input gradient    pixel of x: list of taps, dz times W with filters as terms
 //     weight gradient   tap: list of pixels, dz transposed times x    (conv_weight.c)
 //
-// Weights are packed into blocks at each call, as cpu/conv.c does it: reading 45 MB of floats at
-// width 64 is some 2 per cent of a step. (To keep both packings beside the weights would save them.)
+// Weights are packed into blocks at each call, as cpu/conv.c does it. That is 2 per cent of a step at width
+// 64. (SGD could write both packings. They would then be read from memory, where here the second cache
+// has them still, and the gain would be half of that.)
 //
 // What is done to 32 x 32 results while they are in the first cache, 4 KB of floats, is free: to
-// round them, to add up the sums that batch normalisation needs, in evaluation to normalise them.
+// round them, to add up the sums that batch normalisation needs, in evaluation to normalise them, on
+// the way back to apply ReLU's mask and add up the sums that the norm below needs (`ending`, below).
 //
 // The stem has 3 channels and would pay for 32 at each of 9 taps. Its patches of 27 numbers are gathered
 // after all, one block a pixel, and then it is a 1x1 convolution of 27 channels: a ninth of the products.
