@@ -173,8 +173,13 @@ static void test_amx_convolution(conv_shape s) {
 }
 
 static void test_amx(void) {
-  error why_not;
+  error why_not = {""};
   native = amx_permitted(&why_not);
+  if (strstr(why_not.text, "refuses it") &&
+      !native) { // then LDTILECFG works, and the rest does not
+    printf("no rows for AMX: %s\n", why_not.text);
+    return;
+  }
   if (!native) {
     printf("AMX's instructions are emulated: %s\n", why_not.text);
     emulate_amx();
