@@ -1,6 +1,6 @@
 // simt/inside.h - what the simulator's parts know of each other: simt.cpp, which runs the threads,
-// watch.cpp, which watches what they do to memory, cost.cpp, which counts what it costs, and
-// recording.cpp, which keeps launches for later.
+// watch.cpp, which watches what they do to memory, order.cpp, which knows what lies between two deeds,
+// cost.cpp, which counts what they cost, and recording.cpp, which keeps launches for later.
 #ifndef INSIDE_H
 #define INSIDE_H
 
@@ -47,16 +47,31 @@ uint8_t *simt_map(size_t bytes, bool usable); // zeroed, taken page by page as i
 void simt_usable(void *memory, size_t bytes, bool usable);
 uint8_t *simt_stack(int thread); // PAGE bytes, below them a page that must not be touched
 
-void simt_watch_list_begins(); // a recording is replayed; then, before each of its launches:
-void simt_watch_branch(const char *kernel, int branch, int others); // others: of the other branch,
-void simt_watch_list_ends();                                        // certain to be over
+// order.cpp. A time is epoch * MAX_THREADS + the thread that it is about. A new epoch begins with each
+// block and barrier, at a __syncwarp for its lanes, and at a __threadfence for its thread.
+struct simt_clock {
+  uint64_t epoch, launch_began, block_began, barrier_passed;
+  uint64_t now[MAX_THREADS];        // each thread's time
+  uint64_t seen[MAX_THREADS][WARP]; // before which a lane of its warp's deeds are over for it
+  bool replaying;                   // the launch is of a recording
+};
+extern simt_clock simt_clock_now;
+void simt_order_launch();     // one begins
+void simt_order_block();      // one begins
+void simt_order_barrier();    // all threads pass one
+simt_action simt_order_lanes; // __syncwarp
+void simt_order_atomic(const void *counter);
+bool simt_block_told(uint64_t then);       // is that block's deed certain to be over?
+bool simt_launch_is_over(uint64_t then);   // that launch's?
+const char *simt_launch_at(uint64_t then); // the kernel of a recording's launch
+void simt_order_list_begins();             // a recording is replayed; then, before each launch:
+void simt_order_branch(const char *kernel, int branch, int others); // others: of the other branch,
+void simt_order_list_ends();                                        // certain to be over
 
 void simt_memory_opens(size_t dynamic_bytes); // a kernel starts
 void simt_memory_closes();
-void simt_block_starts();     // with poisoned shared memory
-void simt_watch_barrier();    // all threads pass one
-simt_action simt_watch_lanes; // __syncwarp
-void simt_watch_stop();       // no lane of the current warp can go on
+void simt_block_starts(); // with poisoned shared memory
+void simt_watch_stop();   // no lane of the current warp can go on
 void simt_watch_ldmatrix(const void *row, site where);
 void simt_watch_copy_begins(const simt_copy *copy, site where);
 void simt_watch_copy_lands(const simt_copy *copy);

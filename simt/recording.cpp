@@ -81,17 +81,17 @@ static int next_branch(const simt_list *list, const int done[2]) {
 
 void simt_run_list(const simt_list *list) {
   int done[2] = {0, 0};
-  simt_watch_list_begins();
+  simt_order_list_begins();
   for (int b; (b = next_branch(list, done)) >= 0; done[b]++) {
     const noted *n = &list->branches[b].launches[done[b]];
-    simt_watch_branch(n->kernel, b, n->others);
+    simt_order_branch(n->kernel, b, n->others);
     simt_run(n->kernel, n->shape, n->body, n->argument);
   }
   for (int b = 0; b < 2; b++)
     if (done[b] < list->branches[b].count)
       simt_report("%s of a recording waits for what never comes",
                   list->branches[b].launches[done[b]].kernel);
-  simt_watch_list_ends();
+  simt_order_list_ends();
 }
 
 void simt_free_list(simt_list *list) {

@@ -60,7 +60,7 @@ static bool pass_barrier() {
       report_missing(t->state == DONE ? first : t);
   if (first->state == DONE) return false;
   for (simt_thread *t = first; t < end; t++) t->state = RUNNABLE;
-  simt_watch_barrier();
+  simt_order_barrier();
   return true;
 }
 
@@ -100,7 +100,7 @@ static void run_columns(unsigned first, unsigned end) {
   for (unsigned z = 0; z < gridDim.z; z++)
     for (unsigned y = 0; y < gridDim.y; y++)
       for (unsigned x = first; x < end; x++) {
-        blockIdx = {x, y, z};
+        blockIdx = {simt_reversed ? first + end - 1 - x : x, y, z};
         run_block();
       }
 }
@@ -235,7 +235,7 @@ void simt_together(const char *name, unsigned mask, void *data, simt_action *act
 }
 
 void __syncwarp(unsigned mask, site where) {
-  simt_together("__syncwarp", mask, simt_now.thread, simt_watch_lanes, where);
+  simt_together("__syncwarp", mask, simt_now.thread, simt_order_lanes, where);
 }
 
 void simt_exchange(void *data[WARP]) {

@@ -116,6 +116,9 @@ static inline T __shfl_down_sync(unsigned mask, T x, int distance, int width = W
   return simt_take("__shfl_down_sync", mask, x, from <= (lane | (width - 1)) ? from : lane, at);
 }
 
+// Kernels compiled to be watched are; a program may end that, not begin it.
+extern bool simt_watching;
+
 // Fibers change places only where they wait, so an addition is atomic by itself; watch.cpp is told.
 void simt_atomic(void *address, size_t bytes, site where);
 
@@ -127,6 +130,21 @@ NOT_WATCHED static inline T atomicAdd(T *address, T value, site where = here()) 
   const T before = *address;
   *address = before + value;
   return before;
+}
+
+// *address + 1, or 0 where it was `last` already. Returns what it was.
+NOT_WATCHED static inline unsigned atomicInc(unsigned *address, unsigned last,
+                                             site where = here()) {
+  simt_atomic(address, sizeof *address, where);
+  const unsigned before = *address;
+  *address = before >= last ? 0 : before + 1;
+  return before;
+}
+
+// What this thread has stored comes before what it does next, for all threads of the GPU (order.cpp).
+void simt_fence();
+static inline void __threadfence() {
+  if (simt_watching) simt_fence();
 }
 
 // The tensor cores' operations and asynchronous copies; gpu/tile.h says what they do.
@@ -186,8 +204,6 @@ void *simt_allocate(size_t bytes); // of device memory, as NaN; NULL: there is n
 void simt_release(void *memory);
 
 extern bool simt_reversed; // the last warp and lane go first; at the start, $SIMT_REVERSED is set
-extern bool
-    simt_watching; // kernels compiled to be watched are; a program may end that, not begin it
 extern bool simt_counting; // what accesses cost; $SIMT_REPORT prints it at the end of the program
 
 struct simt_cost {

@@ -5,11 +5,11 @@
 // the hooks are ours. Each byte of device and shared memory has a `history`: who wrote it last, who
 // read it last, and when. Of two accesses to a byte, one of them a write, by two threads of
 //     launches of two branches:      a race, if no edge of the recording lies between (recording.cpp)
-//     different blocks of a launch:  a race, unless both are atomic
+//     different blocks of a launch:  a race, unless both are atomic, or one block told the other
 //     one block:                     a race, if no barrier lies between them
 //     one warp:                      a race, if neither a barrier nor a __syncwarp does.
-// Shuffles and the tensor cores' operations make lanes wait for each other's registers; the CUDA
-// manual does not promise that they order memory, so here they do not.
+// order.cpp knows what lies between. Shuffles and the tensor cores' operations make lanes wait for each
+// other's registers; the CUDA manual does not promise that they order memory, so here they do not.
 //
 // What the accesses cost, in requests and bank conflicts, is counted in cost.cpp.
 //
@@ -27,9 +27,7 @@
 
 enum deed { READ, WRITE, ATOMIC };
 
-// A time is epoch * MAX_THREADS + the thread that it is about. A new epoch begins with each block
-// and barrier, and at a __syncwarp for its lanes.
-struct history {
+struct history {                    // times as in order.cpp
   uint64_t write, read, other_read; // an earlier one, by another thread than `read`
   uint16_t write_place, read_place, other_place;
   bool in_flight, atomic; // is a cp.async's target; was written by an atomic operation
@@ -209,90 +207,21 @@ const char *simt_name_of(site where) {
 
 // -- Races, and other misuse ----------------------------------------------------------------------
 
-static uint64_t epoch, launch_began, block_began, barrier_passed;
-static uint64_t now[MAX_THREADS];        // each thread's time
-static uint64_t seen[MAX_THREADS][WARP]; // before which a lane of its warp's deeds are over for it
-
 static struct { // the access that is looked at
   deed kind;
   const piece *in;
   site where;
 } current;
 
-void simt_watch_barrier() {
-  epoch++;
-  for (int i = 0; i < simt_now.count; i++) now[i] = epoch * MAX_THREADS + i;
-  barrier_passed = epoch * MAX_THREADS;
-}
-
-// Each of these lanes now knows what any of them knew, and all that any of them has done.
-void simt_watch_lanes(void *data[WARP]) {
-  const int first = simt_now.thread->number / WARP * WARP;
-  uint64_t known[WARP] = {0};
-  for (int lane = 0; lane < WARP; lane++)
-    for (int i = 0; data[lane] && i < WARP; i++)
-      if (known[i] < seen[first + lane][i]) known[i] = seen[first + lane][i];
-  epoch++;
-  for (int lane = 0; lane < WARP; lane++)
-    if (data[lane]) known[lane] = now[first + lane] = epoch * MAX_THREADS + first + lane;
-  for (int lane = 0; lane < WARP; lane++)
-    if (data[lane]) memcpy(seen[first + lane], known, sizeof known);
-}
-
-// The launches of the recording that is replayed (recording.cpp), in the order in which they ran.
-struct replayed {
-  uint64_t began;
-  const char *kernel;
-  int branch, number; // in its branch
-};
-static replayed *replays;
-static int replay_count, replay_room, of_branch[2]; // of_branch: how many of each
-static int branch_now, others_over; // of the launch at work; launches of the other branch before it
-
-void simt_watch_list_begins() {
-  replay_count = of_branch[0] = of_branch[1] = 0;
-}
-
-void simt_watch_branch(const char *kernel, int branch, int others) {
-  if (replay_count == replay_room) {
-    replay_room = replay_room ? 2 * replay_room : 256;
-    replays = (replayed *)realloc(replays, replay_room * sizeof *replays);
-    if (!replays) simt_report("no memory for the simulator itself (launches)");
-  }
-  replays[replay_count++] = {(epoch + 1) * MAX_THREADS, kernel, branch, of_branch[branch]++};
-  branch_now = branch;
-  others_over = others;
-}
-
-void simt_watch_list_ends() {
-  replay_count = 0;
-}
-
-// The launch of the recording in which an access happened; NULL: before them all, or there is none.
-static const replayed *launch_of(uint64_t then) {
-  int first = 0, end = replay_count; // the last that began before it is in first - 1 .. end - 1
-  while (first < end) {
-    const int middle = (first + end) / 2;
-    if (replays[middle].began <= then)
-      first = middle + 1;
-    else
-      end = middle;
-  }
-  return first ? &replays[first - 1] : NULL;
-}
-
-static bool launch_is_over(uint64_t then) {
-  const replayed *launch = launch_of(then);
-  return !launch || launch->branch == branch_now || launch->number < others_over;
-}
-
 // Is the access that happened then certain to be over for the current thread?
 static inline bool is_over(uint64_t then) {
+  const simt_clock *c = &simt_clock_now;
   const int me = simt_now.thread->number, other = then % MAX_THREADS;
-  if (then < block_began)
-    return current.in->shared || (then < launch_began && launch_is_over(then));
-  return then < barrier_passed || other == me ||
-         (other / WARP == me / WARP && then < seen[me][other % WARP]);
+  if (then < c->block_began && current.in->shared) return true;
+  if (then < c->launch_began) return !c->replaying || simt_launch_is_over(then);
+  if (then < c->block_began) return simt_block_told(then);
+  return then < c->barrier_passed || other == me ||
+         (other / WARP == me / WARP && then < c->seen[me][other % WARP]);
 }
 
 static const char *const did[] = {"read", "written", "changed atomically"};
@@ -302,26 +231,27 @@ static inline void order(uint64_t then, int place, deed before) {
   simt_report("race in %s memory: %s at %s, and %s by thread %d%s at %s, with nothing between",
               current.in->shared ? "shared" : "global", did[current.kind],
               simt_name_of(current.where), did[before], (int)(then % MAX_THREADS),
-              then < launch_began
-                  ? simt_text(" of %s, on the other branch", launch_of(then)->kernel)
-              : then < block_began ? " of another block"
-                                   : "",
+              then < simt_clock_now.launch_began
+                  ? simt_text(" of %s, on the other branch", simt_launch_at(then))
+              : then < simt_clock_now.block_began ? " of another block"
+                                                  : "",
               simt_name_of(simt_site_of(place)));
 }
 
 // One byte of an access.
 static inline void touch(history *h, int place) {
-  const uint64_t time = now[simt_now.thread->number];
+  const uint64_t time = simt_clock_now.now[simt_now.thread->number];
   if (h->in_flight)
     simt_report("a copy in flight: %s at %s, before thread %d has waited for the cp.async at %s",
                 did[current.kind], simt_name_of(current.where), (int)(h->write % MAX_THREADS),
                 simt_name_of(simt_site_of(h->write_place)));
-  if (current.kind != WRITE && current.in->shared && h->write < block_began)
+  if (current.kind != WRITE && current.in->shared && h->write < simt_clock_now.block_began)
     simt_report("uninitialised shared memory: read at %s", simt_name_of(current.where));
   if (!h->atomic || current.kind != ATOMIC)
     order(h->write, h->write_place, h->atomic ? ATOMIC : WRITE);
   if (current.kind == READ) {
-    const bool another = h->read % MAX_THREADS != time % MAX_THREADS || h->read < block_began;
+    const bool another =
+        h->read % MAX_THREADS != time % MAX_THREADS || h->read < simt_clock_now.block_began;
     if (another && is_over(h->other_read)) {
       h->other_read = h->read;
       h->other_place = h->read_place;
@@ -391,7 +321,9 @@ void *simt_bytes(const void *a, size_t bytes, bool write) {
 }
 
 void simt_atomic(void *address, size_t bytes, site where) {
-  if (simt_watching) watch(address, bytes, ATOMIC, where);
+  if (!simt_watching) return;
+  watch(address, bytes, ATOMIC, where);
+  simt_order_atomic(address);
 }
 
 void simt_watch_ldmatrix(const void *row, site where) {
@@ -410,7 +342,7 @@ void simt_watch_copy_lands(const simt_copy *copy) {
   for (int i = 0; simt_watching && !simt_on_launch && i < 16; i++) {
     history *h = p->past + (copy->to - p->start) + i;
     h->in_flight = false;
-    h->write = now[simt_now.thread->number];
+    h->write = simt_clock_now.now[simt_now.thread->number];
   }
 }
 
@@ -420,7 +352,7 @@ void simt_memory_opens(size_t bytes) {
   dynamic_shared.start = arena + FIRST - PAGE - round_up(bytes, 128);
   dynamic_shared.end = dynamic_shared.start + bytes;
   memcpy(saved, static_shared.start, static_shared.end - static_shared.start);
-  launch_began = (epoch + 1) * MAX_THREADS;
+  simt_order_launch();
 }
 
 void simt_memory_closes() {
@@ -430,6 +362,5 @@ void simt_memory_closes() {
 void simt_block_starts() {
   memset(dynamic_shared.start, 0xff, dynamic_shared.end - dynamic_shared.start);
   memset(static_shared.start, 0xff, static_shared.end - static_shared.start);
-  simt_watch_barrier();
-  block_began = barrier_passed;
+  simt_order_block();
 }

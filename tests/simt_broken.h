@@ -367,6 +367,47 @@ static void read_c(int *a, int *, int *c) {
   run(take_back, {1, 64, 0}, a + 64, c);
 }
 
+// -- Broken kernels: blocks that tell each other ---------------------------------------------------
+
+// Each block stores its numbers; the last to be done, which a counter tells, adds up all of them. Bits of
+// `without` leave out one step.
+enum { FENCE_BEFORE = 1, BARRIER = 2, OWN_COUNTER = 4, FENCE_BEHIND = 8 };
+
+static __global__ void last_adds_up(int *sum, int *numbers, unsigned *counter, int without) {
+  __shared__ bool last;
+  FIRST numbers[blockIdx.x * 64 + threadIdx.x] = 1;
+  if (!(without & BARRIER)) __syncthreads();
+  if (threadIdx.x == 0) {
+    if (!(without & FENCE_BEFORE)) __threadfence();
+    const bool own = without & OWN_COUNTER;
+    const unsigned before = atomicInc(counter + (own ? 1 + blockIdx.x : 0), gridDim.x - 1);
+    last = own ? blockIdx.x == (simt_reversed ? 0 : gridDim.x - 1) : before == gridDim.x - 1;
+    if (!(without & FENCE_BEHIND)) __threadfence();
+  }
+  __syncthreads();
+  if (!last) return;
+  int mine = 0;
+  for (unsigned i = 0; i < gridDim.x; i++) {
+    const unsigned from = i * 64 + 63 - threadIdx.x;
+    SECOND mine += numbers[from];
+  }
+  atomicAdd(sum, mine);
+}
+
+// A thread's own store needs no barrier; but it must come before the fence.
+static __global__ void told_too_early(int *sum, int *number, unsigned *counter) {
+  __threadfence();
+  FIRST number[blockIdx.x] = 1;
+  if (atomicInc(counter, 1) == 0) return;
+  __threadfence();
+  SECOND sum[0] = number[0] + number[1];
+}
+
+static void run_last_adds_up(int without) {
+  run(last_adds_up, {3, 64, 0}, (int *)filled(4), (int *)filled(3 * 64 * 4), (unsigned *)filled(64),
+      without);
+}
+
 // -- All of them ----------------------------------------------------------------------------------
 
 static float *in, *out; // 64 and 4096 floats on the device
@@ -388,6 +429,16 @@ static const broken all_broken[] = {
     {"__syncwarp of other lanes", "race in shared memory", RUN(wrong_half, {1, 32, 0}, (int *)out)},
     {"__syncwarp of another warp", "race in shared memory",
      RUN(anothers_syncwarp, {1, 64, 0}, (int *)out)},
+    {"a block tells without a fence", "race in global memory",
+     [] { run_last_adds_up(FENCE_BEFORE); }},
+    {"a block tells before all have stored", "race in global memory",
+     [] { run_last_adds_up(BARRIER); }},
+    {"a block tells by a counter of its own", "race in global memory",
+     [] { run_last_adds_up(OWN_COUNTER); }},
+    {"a block is told, and has no fence", "race in global memory",
+     [] { run_last_adds_up(FENCE_BEHIND); }},
+    {"a block tells before it stores", "race in global memory",
+     RUN(told_too_early, {2, 1, 0}, (int *)filled(4), (int *)filled(8), (unsigned *)filled(4))},
     {"two blocks write", "race in global memory", RUN(blocks_write, {2, 32, 0}, (int *)out)},
     {"a block reads what another writes", "race in global memory",
      RUN(blocks_read, {2, 32, 0}, (int *)out)},

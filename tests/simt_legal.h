@@ -143,6 +143,13 @@ static const legal all_legal[] = {
        run(histogram, {3, 96, 0}, numbers, (const uint8_t *)more, 1000);
        return numbers[0] == 3 * 143 && numbers[6] == 3 * 142 && numbers[7] == 0;
      }},
+    {"the last block adds up what all have stored, twice with one counter",
+     [] {
+       unsigned *counter = (unsigned *)more;
+       run(last_adds_up, {3, 64, 0}, numbers, numbers + 64, counter, 0);
+       run(last_adds_up, {5, 64, 0}, numbers, numbers + 64, counter, 0);
+       return numbers[0] == (3 + 5) * 64 && *counter == 0;
+     }},
     {"neighbouring bytes and halves of a word",
      [] {
        run(neighbours, {3, 96, 0}, (uint8_t *)numbers, (uint16_t *)more);
