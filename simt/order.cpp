@@ -29,7 +29,8 @@
 simt_clock simt_clock_now;
 static simt_clock *const at = &simt_clock_now;
 
-// A thread's latest fence, and its latest atomic operation; of another block: none.
+// A thread's latest fence, and its latest atomic operation. What an earlier block's fence covers is all
+// from before this block.
 struct step {
   uint64_t block;      // when its block began
   uint64_t all, own;   // fence: what is covered, of the block before a barrier, of the thread
@@ -102,7 +103,6 @@ void simt_order_atomic(const void *counter) {
   const int me = simt_now.thread->number;
   const step *fence = &fence_of[me];
   count_of[me] = {at->block_began, 0, 0, counter, told_count};
-  if (fence->block != at->block_began) return;
   if (told_count == told_room) {
     told_room = told_room ? 2 * told_room : 256;
     told = (telling *)realloc(told, told_room * sizeof *told);
