@@ -31,7 +31,7 @@
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers.
 //
-// Nothing is added up in an order that depends on timing: no atomics, fixed partial sums.
+// Nothing is added up in an order that depends on timing: partial sums are fixed (gpu/sums.h).
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
 #include "gpu/divide.h"
 #include "gpu/epilogue.h"
@@ -233,12 +233,10 @@ static void launch_gather(const gather_job *job, int class_count, const use_of_s
   const int channels = g.end.channels;
   const int tiles = divide_up(g.classes[0].pixels, ROWS); // the first class has the most pixels
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
-  const size_t sums = (size_t)tiles * class_count * 2 * channels;
-  if (use) g.end.partials = (float *)workspace(sums * sizeof(float));
+  plan_sums(&g.end, tiles * class_count, divide_up(channels, COLUMNS), use);
   const dim3 grid(tiles, divide_up(channels, COLUMNS), class_count);
   launch(BACKWARD ? "gather_tile (input gradient)" : "gather_tile (output)",
          gather_tile<ROWS, COLUMNS, BACKWARD, ALIGNED>, {grid, dim3(THREADS), stages}, g);
-  if (use) launch_add_partials(g.end.partials, tiles * class_count, channels, *use);
 }
 
 // The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512

@@ -294,7 +294,8 @@ static __device__ void store_strip(const norm_shape &shape, const float (*shared
 
 // partial[strip][0][c] = sum of g, partial[strip][1][c] = sum of g (z - mean), over a strip.
 static __global__ void __launch_bounds__(THREADS)
-    sum_strip(norm_shape shape, upstream u, int run, double *partial) {
+    sum_strip(norm_shape shape, upstream u, int run, double *partial, parts_of_sums parts,
+              use_of_sums use) {
   __shared__ float shared[SUMS][PITCH];
   const int c = first_channel(), thread = threadIdx.y * blockDim.x + threadIdx.x;
   float8 sum_g = {}, sum_g_z = {};
@@ -316,6 +317,10 @@ static __global__ void __launch_bounds__(THREADS)
   }
   __syncthreads();
   store_strip(shape, shared, partial);
+  const int channels = EIGHT * blockDim.x; // of the block
+  add_partials(
+      partial, parts, blockIdx.x, blockIdx.y, blockIdx.y * channels, channels,
+      [&](int c, double sum, double second) { finish_sums(use, shape.channels, c, sum, second); });
 }
 
 // As spread_value, with (dbeta + xhat dgamma) / n = offset + (z - mean) slope.
@@ -359,11 +364,11 @@ static void backward_eights(const norm_shape *shape, const upstream &u, void *dz
   const tiling t = tiling_of(shape, 0, SUM_BLOCKS);
   const int strips = (int)t.grid.x;
   use_of_sums use = {};
-  double *partial = (double *)workspace((size_t)strips * 2 * shape->channels * sizeof *partial);
-  launch("sum_strip", sum_strip, {t.grid, t.block, 0}, *shape, u, t.run, partial);
+  parts_of_sums parts;
   use.dgamma = dgamma, use.dbeta = dbeta;
   use.inverse_std = u.inverse_std;
-  launch_add_partials(partial, strips, shape->channels, use);
+  double *partial = place_partials<double>(&parts, strips, shape->channels, (int)t.grid.y);
+  launch("sum_strip", sum_strip, {t.grid, t.block, 0}, *shape, u, t.run, partial, parts, use);
   spread(shape, u, dz, dresidual, dgamma, dbeta);
 }
 

@@ -24,8 +24,10 @@ namespace GPU {
 typedef struct {
   bf16 *to; // [pixels][channels], the result
   int channels;
-  bool accumulate; // to += instead of to =
-  float *partials; // [tiles][2][channels] sums of the tiles' columns, or NULL
+  bool accumulate;     // to += instead of to =
+  float *partials;     // [tiles][2][channels] sums of the tiles' columns, or NULL; then
+  parts_of_sums parts; // who adds them up,
+  use_of_sums use;     // and what becomes of them
   // Of a normalisation: evaluation's, or, where z is given, that of the layer below, whose output's
   // gradient this is.
   normal norm;
@@ -157,6 +159,22 @@ static __device__ void sum_tile(bf16 *staged, const epilogue &e, int first_colum
       });
 }
 
+// All tiles' sums, once the last of those with these columns is stored.
+static __device__ void add_tiles(const epilogue &e, int first_column, int columns,
+                                 int tile_number) {
+  add_partials(
+      e.partials, e.parts, tile_number, first_column / columns, first_column, columns,
+      [&](int c, double sum, double second) { finish_sums(e.use, e.channels, c, sum, second); });
+}
+
+// Before the launch: room for the sums of so many tiles, in `blocks` blocks of columns each. use: what
+// becomes of them; NULL: there are none.
+static void plan_sums(epilogue *e, int tiles, int blocks, const use_of_sums *use) {
+  if (!use) return;
+  e->partials = place_partials<float>(&e->parts, tiles, e->channels, blocks);
+  e->use = *use;
+}
+
 // -- All of it ------------------------------------------------------------------------------------
 
 // The result, from registers to memory.
@@ -181,14 +199,17 @@ static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &
     const ptrdiff_t at = offset(row);
     return at < 0 ? NULL : e.to + at + first_column;
   });
+  if (e.partials) add_tiles(e, first_column, tile::COLUMNS, tile_number);
 }
 
 // A tile without a pixel: its sums are zero.
 static __device__ void finish_empty_tile(const epilogue &e, int first_column, int columns,
                                          int tile_number) {
+  if (!e.partials) return;
   const int which = threadIdx.x / columns, c = first_column + threadIdx.x % columns;
-  if (e.partials && which < 2 && c < e.channels)
+  if (which < 2 && c < e.channels)
     e.partials[((size_t)tile_number * 2 + which) * e.channels + c] = 0;
+  add_tiles(e, first_column, columns, tile_number);
 }
 
 } // namespace GPU

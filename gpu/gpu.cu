@@ -115,17 +115,35 @@ static void download(void *host, const void *device_memory, size_t bytes) {
 
 // A piece that has become too small is kept: work that is queued may use it, and recordings do. Each is
 // at least twice as large as the one before, so that all together are less than two of the last.
+typedef struct {
+  void *memory;
+  size_t size;
+} piece;
+
+// Whether it had been too small.
+static bool grow(piece *p, size_t bytes) {
+  if (bytes <= p->size) return false;
+  p->size = bytes > 2 * p->size ? bytes : 2 * p->size;
+  p->memory = allocate_device(p->size);
+  return true;
+}
+
 void *workspace(size_t bytes) {
-  static struct {
-    void *memory;
-    size_t size;
-  } pieces[2], *p; // of each branch
-  p = &pieces[is_on_side_branch()];
-  if (bytes > p->size) {
-    p->size = bytes > 2 * p->size ? bytes : 2 * p->size;
-    p->memory = allocate_device(p->size);
-  }
+  static piece pieces[2]; // of each branch
+  piece *p = &pieces[is_on_side_branch()];
+  grow(p, bytes);
   return p->memory;
+}
+
+unsigned *counters_of_zero(size_t count) {
+  static piece pieces[2];
+  piece *p = &pieces[is_on_side_branch()];
+  if (grow(p, count * sizeof(unsigned))) {
+    void *zeros = allocate(p->size); // host memory comes zeroed (run/error.h)
+    upload(p->memory, zeros, p->size);
+    free(zeros);
+  }
+  return (unsigned *)p->memory;
 }
 
 static void upload_activations(void *activations, const real *host, activation_shape shape) {

@@ -83,6 +83,9 @@ void fill_sgd(device *d, bool plain);
 // branch run one after another, so all share one piece; the side branch has its own. gpu.cu
 void *workspace(size_t bytes);
 
+// `count` counters that are zero, and that a launch leaves zero behind it. gpu.cu
+unsigned *counters_of_zero(size_t count);
+
 // gpu/recording.cu
 extern const recording_table our_recorder;
 bool is_on_side_branch(void);

@@ -313,11 +313,10 @@ static void launch_halo(const halo_job *job, const use_of_sums *use) {
   const int tiles = divide_up(g.pixels, PIXELS), channels = g.end.channels;
   // The result is staged in the same memory, and needs less (gpu/epilogue.h: 41 KB).
   const size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
-  if (use) g.end.partials = (float *)workspace((size_t)tiles * 2 * channels * sizeof(float));
+  plan_sums(&g.end, tiles, divide_up(channels, COLUMNS), use);
   launch(BACKWARD ? "halo_tile (input gradient)" : "halo_tile (output)",
          halo_tile<WIDTH, COLUMNS, BACKWARD>,
          {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages}, g);
-  if (use) launch_add_partials(g.end.partials, tiles, channels, *use);
 }
 
 // False, and nothing is done, for a shape that gather_tile has to take (conv.cu): another filter or

@@ -80,20 +80,8 @@ typedef struct {
   int pixels;
 } use_of_sums;
 
-enum { SUM_ROWS = 32, SUM_CHANNELS = 32 };
-
-// Adds up partials[part][2][channels] of all parts, in order.
-template <typename partial>
-static __global__ void __launch_bounds__(SUM_ROWS *SUM_CHANNELS)
-    add_partials(const partial *partials, int parts, int channels, use_of_sums use) {
-  const int c = blockIdx.x * SUM_CHANNELS + threadIdx.x, columns = 2 * channels;
-  const bool inside = c < channels;
-  const double first = sum_of_partials<double, SUM_ROWS, SUM_CHANNELS>(partials, parts, columns,
-                                                                       inside ? c : columns);
-  __syncthreads(); // the first sum's shared memory serves for the second
-  const double second = sum_of_partials<double, SUM_ROWS, SUM_CHANNELS>(
-      partials, parts, columns, inside ? channels + c : columns);
-  if (threadIdx.y > 0 || !inside) return;
+static __device__ void finish_sums(const use_of_sums &use, int channels, int c, double first,
+                                   double second) {
   if (use.sums) {
     use.sums[c] = first;
     use.sums[channels + c] = second;
@@ -103,13 +91,6 @@ static __global__ void __launch_bounds__(SUM_ROWS *SUM_CHANNELS)
   } else {
     find_statistics(use.norm, c, use.pixels, first, second);
   }
-}
-
-template <typename partial>
-static void launch_add_partials(const partial *partials, int parts, int channels,
-                                const use_of_sums &use) {
-  launch("add_partials", add_partials<partial>, shape_of_sums<SUM_ROWS, SUM_CHANNELS>(channels),
-         partials, parts, channels, use);
 }
 
 } // namespace GPU

@@ -16,7 +16,7 @@
 #ifndef GPU_PARTS_H
 #define GPU_PARTS_H
 
-#include "gpu/sums.h"
+#include "gpu/gpu.h"
 
 namespace GPU {
 
@@ -25,8 +25,10 @@ namespace GPU {
 static __global__ void add_parts(float *dw, const float *partials, int parts, int filters,
                                  int columns, int pitch) {
   const int i = (int)thread_number(), row = i / pitch, column = i % pitch;
-  const float sum = sum_of_partials<float, 1, THREADS>(partials, parts, filters * pitch, i);
-  if (row < filters && column < columns) dw[(size_t)row * columns + column] = sum;
+  if (row >= filters || column >= columns) return;
+  float sum = 0;
+  for (int part = 0; part < parts; part++) sum += partials[(size_t)part * filters * pitch + i];
+  dw[(size_t)row * columns + column] = sum;
 }
 
 enum { PROCESSORS = 128 }; // of a large GPU, about: an A100 has 108, an H100 132
@@ -46,8 +48,8 @@ static float *place_of_parts(real *dw, int parts, int filters, int columns, int 
 static void launch_add_parts(real *dw, const float *partials, int parts, int filters, int columns,
                              int pitch) {
   if (partials != dw)
-    launch("add_parts", add_parts, shape_of_sums<1, THREADS>(filters * pitch), dw, partials, parts,
-           filters, columns, pitch);
+    launch("add_parts", add_parts, {blocks_for((size_t)filters * pitch), THREADS, 0}, dw, partials,
+           parts, filters, columns, pitch);
 }
 
 } // namespace GPU

@@ -6,9 +6,8 @@
 //
 //     a warp    by shuffles, in registers                                     sum_over_warp
 //     a block   through shared memory, with a barrier before it is read       each kernel for itself
-//     a grid    each block leaves a partial sum in the GPU's memory, and a    sum_of_partials
-//               second kernel adds those up: the boundary between two
-//               launches is the only barrier that all blocks share
+//     a grid    each block leaves a partial sum in the GPU's memory, and the   add_partials
+//               last block to be done adds them up
 #ifndef GPU_SUMS_H
 #define GPU_SUMS_H
 
@@ -36,36 +35,101 @@ template <typename number> static inline __device__ number sum_over_warp(number 
 }
 
 // -- A grid -----------------------------------------------------------------------------------------
+//
+// The blocks of a launch have no barrier together: some may begin only when others have ended. But they
+// can count. Each adds one to a counter when its partial sum is stored, and the block that finds itself the
+// last adds all of them up. Which block that is depends on timing. What it adds, and in which order,
+// does not.
+//
+// A second kernel could do that, too: all launches before it are over when it begins. It would cost a launch, and
+// between two launches the GPU runs empty.
+//
+// In stage 1 of the network (network.h) there are 512 partial sums for each channel, a long way for one
+// block. So it is done in two levels, of which the first is over while other blocks still compute:
+//
+//     partial sums    0 1 .. 31    32 33 .. 63   ..  511
+//     groups              0             1        ..  15      each by the last block of its group
+//     all                             sum                    by the last of those blocks
 
-// The sum over `parts` of partials[part][column], `columns` of them side by side. For blocks of
-// COLUMNS x ROWS threads, a column for each threadIdx.x:
+enum {
+  GROUP = 32
+}; // partial sums: two hands full of loads for a thread, which do not wait for each other
+
+// Whether this block is the last of `count` to get here. If it is, all its threads see what the others
+// stored before. counter: zero before the first of them, and zero again behind the last.
 //
-//     threadIdx.y = 0            part 0,         part ROWS,         part 2 ROWS, ..
-//                   1            part 1,         part ROWS + 1,     ..
-//                   ..                                                    and then the rows' sums,
-//                   ROWS - 1     part ROWS - 1,  part 2 ROWS - 1,   ..    row 0 first
-//
-// More rows make shorter chains of additions, each of which waits for its load. Only the threads of
-// row 0 get the sum; `number` is the type that it is added up in.
-template <typename number, int ROWS, int COLUMNS, typename partial>
-static inline __device__ number sum_of_partials(const partial *partials, int parts, int columns,
-                                                int column) {
-  __shared__ number shared[ROWS][COLUMNS];
-  number sum = 0;
-  if (column < columns)
-    for (int part = threadIdx.y; part < parts; part += ROWS)
-      sum += partials[(size_t)part * columns + column];
-  if (ROWS == 1) return sum;
-  shared[threadIdx.y][threadIdx.x] = sum;
+// atomicInc(counter, last) adds one, or makes it zero where it was `last`, and returns what it was; no
+// other block's comes between. A fence, __threadfence(), keeps what this thread does before it and
+// behind it apart, for all who look on. So a block's stores are there before it counts, and what it
+// loads is loaded after.
+static inline __device__ bool is_last_of(unsigned *counter, unsigned count) {
+  __shared__ unsigned before;
+  __syncthreads(); // all threads of this block have stored
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    __threadfence();
+    before = atomicInc(counter, count - 1);
+    __threadfence();
+  }
   __syncthreads();
-  if (threadIdx.y == 0)
-    for (int row = 1; row < ROWS; row++) sum += shared[row][threadIdx.x];
-  return sum;
+  return before == count - 1;
 }
 
-// The launch of a kernel that calls sum_of_partials.
-template <int ROWS, int COLUMNS> static launch_shape shape_of_sums(int columns) {
-  return {dim3(divide_up(columns, COLUMNS)), dim3(COLUMNS, ROWS), 0};
+// Two sums for each of `channels` channels, in parts: [part][2][channels]. A block has some channels' of one
+// part, and there are as many blocks for these channels as there are parts.
+typedef struct {
+  int parts, channels;
+  double *groups;     // [group][2][channels]
+  unsigned *counters; // [blocks of a part][groups + 1]
+} parts_of_sums;
+
+// Adds up the parts first .. end - 1, in order, for channels from first_channel on, `count` of them or
+// fewer: a thread each. store(channel, sum, second sum)
+template <typename partial, typename function>
+static __device__ void add_parts_of(const partial *partials, int first, int end, int channels,
+                                    int first_channel, int count, const function &store) {
+  const int threads = blockDim.x * blockDim.y;
+  const int end_channel = min_of(first_channel + count, channels);
+  for (int c = first_channel + threadIdx.y * blockDim.x + threadIdx.x; c < end_channel;
+       c += threads) {
+    const partial *of = partials + (size_t)first * 2 * channels + c;
+    double sum = 0, second = 0;
+#pragma unroll 8
+    for (int part = first; part < end; part++, of += 2 * (size_t)channels) {
+      sum += of[0];
+      second += of[channels];
+    }
+    store(c, sum, second);
+  }
+}
+
+// Every block calls it once, behind its stores to partials[part]; its channels are the `count` from
+// first_channel on, as in every part, and block_of_part says which these are. The last block calls
+// finish(channel, sum, second sum).
+template <typename partial, typename function>
+static __device__ void add_partials(const partial *partials, const parts_of_sums &s, int part,
+                                    int block_of_part, int first_channel, int count,
+                                    const function &finish) {
+  const int groups = divide_up(s.parts, GROUP), group = part / GROUP, first = group * GROUP;
+  const int end = min_of(first + GROUP, s.parts), channels = s.channels;
+  unsigned *counters = s.counters + (size_t)block_of_part * (groups + 1);
+  if (!is_last_of(&counters[group], end - first)) return;
+  add_parts_of(partials, first, end, channels, first_channel, count,
+               [&](int c, double sum, double second) {
+                 s.groups[(size_t)group * 2 * channels + c] = sum;
+                 s.groups[((size_t)group * 2 + 1) * channels + c] = second;
+               });
+  if (is_last_of(&counters[groups], groups))
+    add_parts_of(s.groups, 0, groups, channels, first_channel, count, finish);
+}
+
+// Room in the workspace for the partial sums, which are returned, and for the groups'.
+template <typename partial>
+static partial *place_partials(parts_of_sums *s, int parts, int channels, int blocks_of_part) {
+  const size_t groups = divide_up(parts, GROUP), pair = 2 * (size_t)channels;
+  s->parts = parts, s->channels = channels;
+  s->counters = counters_of_zero(blocks_of_part * (groups + 1));
+  s->groups = (double *)workspace(groups * pair * sizeof(double) + parts * pair * sizeof(partial));
+  return (partial *)(s->groups + groups * pair);
 }
 
 } // namespace GPU

@@ -118,6 +118,7 @@ static inline T __shfl_down_sync(unsigned mask, T x, int distance, int width = W
 
 // Kernels compiled to be watched are; a program may end that, not begin it.
 extern bool simt_watching;
+extern void (*simt_on_launch)(const struct simt_launch *); // see below
 
 // Fibers change places only where they wait, so an addition is atomic by itself; watch.cpp is told.
 void simt_atomic(void *address, size_t bytes, site where);
@@ -132,12 +133,13 @@ NOT_WATCHED static inline T atomicAdd(T *address, T value, site where = here()) 
   return before;
 }
 
-// *address + 1, or 0 where it was `last` already. Returns what it was.
+// *address + 1, or 0 where it was `last` already. Returns what it was. (Where addresses count and values
+// do not, simt_on_launch, it counts nothing: not all blocks run.)
 NOT_WATCHED static inline unsigned atomicInc(unsigned *address, unsigned last,
                                              site where = here()) {
   simt_atomic(address, sizeof *address, where);
-  const unsigned before = *address;
-  *address = before >= last ? 0 : before + 1;
+  const unsigned before = simt_on_launch ? 0 : *address;
+  if (!simt_on_launch) *address = before >= last ? 0 : before + 1;
   return before;
 }
 
@@ -222,7 +224,6 @@ struct simt_launch {
   double requested;     // sectors, each as often as a warp asks for it
   double turns, least;  // of shared memory, and the least possible: simt_cost's parts and ideal
 };
-extern void (*simt_on_launch)(const simt_launch *);
 
 #ifdef __SANITIZE_THREAD__ // g++ tells the watcher about assignments, but not about these
 void *simt_bytes(const void *address, size_t bytes, bool write);

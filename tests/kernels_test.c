@@ -206,6 +206,16 @@ static void add_norm(int images, int pixels, int channels, extent size) {
   }
 }
 
+// So many partial sums that there is more than a group of them (gpu/sums.h).
+static void add_many_parts(void) {
+  const conv_shape s = make_conv_shape(33, 11, 12, 8, 8, 1, 1);
+  set_conv(add_case("conv_statistics", test_conv_statistics, "35 tiles"), s, false, FOR_TILES);
+  test_case *c = add_case("conv_backward_masked", test_conv_backward_masked, "35 tiles");
+  set_conv(c, s, false, FOR_TILES);
+  c = add_case("norm_backward", test_norm_backward, "35 strips");
+  c->norm = (norm_shape){35 * 32, 256, 35}, c->size = FOR_TILES;
+}
+
 static void add_pool_and_linear(int batch, int pixels, int channels, extent size) {
   test_case *c =
       add_case("pool_forward", test_pool_forward, "%d x %d x %d", batch, pixels, channels);
@@ -253,6 +263,7 @@ static void add_all_cases(void) {
                                  {5, 35, 24, 1},   {1, 2, 12, 1},    {91, 1001, 5, 1}};
   for (size_t i = 0; i < sizeof norms / sizeof *norms; i++)
     add_norm(norms[i][0], norms[i][1], norms[i][2], norms[i][3] ? SMALL : MEDIUM);
+  add_many_parts();
   static const int heads[][3] = {
       {2, 16, 512}, {3, 16, 512}, {100, 16, 64}, {1, 15, 40}, {3, 1, 13}};
   for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
