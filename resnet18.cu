@@ -31,7 +31,8 @@
 // last pass needs no y and the residual's gradient is there already. Of nine trips six are left, of
 // eleven eight. `make cost` counted it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
 // with a kernel for each operation, 445 MB and 36 launches less with fusions; in a batch of testing
-// 558 MB in 45 and 314 MB in 25, where the convolution normalises what it stores.
+// 558 MB in 45 and 314 MB in 25, where the convolution normalises what it stores. (Another 40 launches went
+// when the last block of a launch came to add up the partial sums: gpu/sums.h.)
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
 #include "gpu/norm.h"
@@ -248,7 +249,7 @@ static void backward_values(const norm_shape *shape, const upstream &u, void *dz
 //
 //     a thread    eight channels, at most 64 pixels            in registers, float
 //     a block     its `down` threads of the same channels      in shared memory, in order, double
-//     the strips  partial[strip][2][channels] in workspace     by the next kernel, in order, double
+//     the strips  partial[strip][2][channels] in workspace     by the last block, in order, double
 //
 // Only the first 64 additions are in float: an error of at most 64 x 2^-24 = 4e-6 of the sum of the
 // terms' sizes, usually ten times less, and less than the 2^-8 that rounding each dy to bf16 has
