@@ -141,7 +141,8 @@ static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_
 enum { MOST_THREADS = 1024 };
 
 static __global__ void __launch_bounds__(MOST_THREADS) all_images(loss_arguments a) {
-  alignas(16) __shared__ step_result of_warp[MOST_THREADS / LANES]; // so that one store writes a result
+  // One store writes a result.
+  alignas(16) __shared__ step_result of_warp[MOST_THREADS / LANES];
   const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   step_result sum = {0, 0};
   for (int b = threadIdx.x; b < a.batch; b += blockDim.x) {

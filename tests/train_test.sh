@@ -499,7 +499,7 @@ refuse 1 'the test loss is -?(nan|inf) after epoch 0, .*try a smaller --lr' $sma
 check "a test loss that is not finite: nothing saved, no row" $?
 refuse 1 'step-000001.safetensors: the test loss is .* overflow' --data data --eval overflow/step-000001.safetensors
 refuse 1 'running_var is not finite after epoch 0; try' $small --batch 64 --train-images 128 --epochs 1 --milestones none \
-  --lr 1e18 --checkpoint infinite --log infinite.csv
+  --lr 1e18 --device cpu --checkpoint infinite --log infinite.csv
 [ "$(wc -l <infinite.csv)" -eq 1 ] && [ ! -e "$(weights infinite)" ]
 check "a running statistic that is not finite: nothing saved, no row" $?
 (ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
@@ -524,7 +524,7 @@ fi
 # -- It learns ----------------------------------------------------------------------------------------
 if [ -z "$quick" ]; then
   "$shapes" --seed 4 --train 1700 --test 200 more >/dev/null
-  "$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 3 --milestones 2 --mixup-alpha 0.2 --checkpoint learned >learned.out
+  "$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 3 --milestones 2 --mixup-alpha 0.2 --device cpu --checkpoint learned >learned.out
   learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
   [ "${learned:-0}" -ge 30 ] # chance gives 10; seeds 1, 2 and 3 gave 72, 45 and 71
   check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
