@@ -41,8 +41,8 @@ template <typename number> static inline __device__ number sum_over_warp(number 
 // last adds all of them up. Which block that is depends on timing. What it adds, and in which order,
 // does not.
 //
-// A second kernel could do that, too: all launches before it are over when it begins. It would cost a launch, and
-// between two launches the GPU runs empty.
+// A second kernel could do that, too: all launches before it are over when it begins. It would cost a
+// launch, and between two launches the GPU runs empty.
 //
 // In stage 1 of the network (network.h) there are 512 partial sums for each channel, a long way for one
 // block. So it is done in two levels, of which the first is over while other blocks still compute:
@@ -51,9 +51,8 @@ template <typename number> static inline __device__ number sum_over_warp(number 
 //     groups              0             1        ..  15      each by the last block of its group
 //     all                             sum                    by the last of those blocks
 
-enum {
-  GROUP = 32
-}; // partial sums: two hands full of loads for a thread, which do not wait for each other
+// Partial sums of a group. A thread adds up one channel's: its loads do not wait for each other.
+enum { GROUP = 32 };
 
 // Whether this block is the last of `count` to get here. If it is, all its threads see what the others
 // stored before. counter: zero before the first of them, and zero again behind the last.

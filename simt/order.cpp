@@ -54,8 +54,8 @@ struct knowledge {
   const void *counter;
   int count;
 };
-static knowledge known_to[MAX_THREADS], heard,
-    known_to_block; // heard: by a thread, since the barrier
+static knowledge known_to[MAX_THREADS], known_to_block;
+static knowledge heard; // by a thread, since the barrier
 
 // -- A block ------------------------------------------------------------------------------------------
 
@@ -116,8 +116,7 @@ static bool includes(const knowledge *k, int telling) {
 }
 
 bool simt_block_told(uint64_t then) {
-  int first = 0,
-      end = told_count; // the last by a block that began before it is in first - 1 .. end - 1
+  int first = 0, end = told_count; // the last before it is in first - 1 .. end - 1
   while (first < end) {
     const int middle = (first + end) / 2;
     if (told[middle].block <= then)
