@@ -227,12 +227,9 @@ FIND_DATA = if [ -n "$(DATA)" ]; then data="$(DATA)"; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi
 
-# With AMX (cpu-bf16) width 32 takes no longer than width 16 does without.
-QUICK := --preset quick $(shell grep -qsw amx_bf16 /proc/cpuinfo && echo --width 32)
-
 train: $(TRAIN) $(SHAPES)
 	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || true
-	@$(FIND_DATA) && $(TRAIN) $(QUICK) --data "$$data" $(ARGS)
+	@$(FIND_DATA) && $(TRAIN) --preset quick --data "$$data" $(ARGS)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ static inline double measure_products(int pairs) {
 }
 
 // From the first cache, the second, and memory: 16 KB, 512 KB and 64 MB for each thread. On a rented
-// machine a tensor core may be shared with a stranger's thread, whose turns come and go: the most of
-// several goes, in turn, is nearest to what it can do.
+// machine a core may be shared with a stranger's thread, which comes and goes: the most of several goes,
+// in turn, is nearest to what it can do.
 enum { ROOFS = 3 };
 
 static inline void measure_roofs(double most[ROOFS]) {

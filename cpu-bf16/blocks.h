@@ -101,7 +101,7 @@ static inline pair load_pair(const float *from) {
 }
 
 // Adds two sums a channel, over the images of a block, to sums: [2][32] doubles. (No more terms than
-// that are added in float, far fewer than sum_columns in gpu/tile.h allows for.)
+// that are added in float, far fewer than sum_columns in gpu/epilogue.h allows for.)
 static inline void add_sums(double *sums, const pair *sum, const pair *other) {
   for (int k = 0; k < SIDE; k++) {
     sums[k] += (double)sum->of[k / WORDS][k % WORDS];
@@ -121,9 +121,9 @@ static inline floats load_half(const bf16 *from) {
 }
 
 // Rounds as to_bf16 does, and writes past the caches: an activation is larger than they are, and a usual
-// store would first read the line that it overwrites. The other half of the row should follow at once, so that
-// the line leaves as a whole. finish_rows() makes such stores visible to
-// other threads. Returns what was stored.
+// store would first read the line that it overwrites. The other half of the row should follow at once,
+// so that the line leaves as a whole. finish_rows() makes such stores visible to other threads. Returns
+// what was stored.
 static inline floats store_half(bf16 *to, floats values) {
   const words bits = (words)values, is_nan = (words)((bits & 0x7fffffff) > 0x7f800000);
   const words nearest = bits + 0x7fff + (bits >> 16 & 1);
@@ -158,7 +158,8 @@ static inline void clear_rows(bf16 *block, int images) {
   for (int i = images * SIDE; i < BLOCK; i += WORDS) store_half(block + i, (floats){0});
 }
 
-// Asks for a block that is needed soon, so that it is in the first cache by then.
+// Asks for a block that is needed soon, so that it is in the first cache by then. Where there is none,
+// behind the last, nothing happens.
 static inline void fetch_block(const bf16 *block) {
   for (int i = 0; i < SIDE; i++) __builtin_prefetch(block + i * SIDE);
 }

@@ -18,8 +18,8 @@
 //     weight gradient   tap: list of pixels, dz transposed times x    (conv_weight.c)
 //
 // Weights are packed into blocks at each call, as cpu/conv.c does it. That is 2 per cent of a step at width
-// 64. (SGD could write both packings. They would then be read from memory, where here the second cache
-// has them still, and the gain would be half of that.)
+// 64. (SGD could write both packings, and save a part of that: they would then come from memory, where
+// here they have just been written. Not tried.)
 //
 // What is done to 32 x 32 results while they are in the first cache, 4 KB of floats, is free: to
 // round them, to add up the sums that batch normalisation needs, in evaluation to normalise them, on

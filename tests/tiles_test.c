@@ -12,6 +12,8 @@
 // The layout. Every operation leaves zeros behind the last image and the last channel. Outputs are
 // NaN before.
 //
+// Weights. They are rounded to the nearest bf16 as they are packed.
+//
 // Threads. Training steps and a test leave the same bits with 1, 2 and 3 threads.
 //
 //     make build/gcc/tests/tiles_test && build/gcc/tests/tiles_test
