@@ -260,7 +260,7 @@ static void output(const conv_shape *s, void *to, const void *x, const void *w, 
                    const use_of_sums *use) {
   gather_job g = {};
   end.to = (bf16 *)to, end.channels = s->out_channels;
-  if (halo_convolution<false>(s, x, w, end, use)) return;
+  if (halo_convolution<false, false>(s, x, w, {}, end, use)) return;
   g.end = end, g.w = (const bf16 *)w;
   g.to_height = s->out_height, g.to_width = s->out_width;
   g.from = source_of(x, s->in_height, s->in_width, s->in_channels);
@@ -276,7 +276,7 @@ static void input_gradient(const conv_shape *s, void *dx, const void *dz, const 
   const int classes = s->stride * s->stride;
   gather_job g = {};
   end.to = (bf16 *)dx, end.channels = s->in_channels;
-  if (halo_convolution<true>(s, dz, w, end, use)) return;
+  if (halo_convolution<true, false>(s, dz, w, {}, end, use)) return;
   g.end = end, g.w = (const bf16 *)w;
   g.to_height = s->in_height, g.to_width = s->in_width;
   g.from = source_of(dz, s->out_height, s->out_width, s->out_channels);
@@ -296,12 +296,30 @@ static void conv_forward(const conv_shape *s, void *z, const void *x, const void
   output(s, z, x, w, {}, sums ? &use : NULL);
 }
 
-static void conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
-                            const norm_arrays *of_z) {
+static use_of_sums statistics_of(const conv_shape *s, const norm_arrays *of_z) {
   use_of_sums use = {};
   use.norm = *of_z;
   use.pixels = s->batch * s->out_height * s->out_width;
+  return use;
+}
+
+static void conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
+                            const norm_arrays *of_z) {
+  const use_of_sums use = statistics_of(s, of_z);
   output(s, z, x, w, {}, &use);
+}
+
+// A wider network would need more shared memory for the norm's table than there is beside the stages.
+static bool takes_norm(const conv_shape *s) {
+  return halo_takes(s) && s->in_channels <= MOST_NORMALISED;
+}
+
+static void norm_conv_statistics(const conv_shape *s, void *z, const norm_below *below,
+                                 const void *w, const norm_arrays *of_z) {
+  const use_of_sums use = statistics_of(s, of_z);
+  epilogue end = {};
+  end.to = (bf16 *)z, end.channels = s->out_channels;
+  halo_convolution<false, true>(s, below->z, w, training_normal(&below->norm), end, &use);
 }
 
 static void conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
@@ -326,9 +344,9 @@ static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, c
   epilogue end = {};
   use_of_sums use = {};
   end.accumulate = accumulate;
-  end.norm = training_normal(below->norm);
+  end.norm = training_normal(&below->norm);
   end.z = (const bf16 *)below->z, end.y = (const bf16 *)below->y;
-  use.inverse_std = below->norm->inverse_std;
+  use.inverse_std = below->norm.inverse_std;
   use.dgamma = below->dgamma, use.dbeta = below->dbeta;
   input_gradient(s, g, dz, w, end, &use);
 }
@@ -393,7 +411,7 @@ static void launch_weight_job(weight_job *o, real *dw) {
 
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
   weight_job o = {};
-  if (strip_convolution(s, dw, dz, x)) return;
+  if (strip_convolution<false>(s, dw, dz, x, {})) return;
   o.dz = (const bf16 *)dz, o.filters = s->out_channels;
   o.x = source_of(x, s->in_height, s->in_width, s->in_channels);
   o.patches =
@@ -408,6 +426,11 @@ static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, 
     launch_weight_job<64, 128, true>(&o, dw);
 }
 
+static void norm_conv_backward_weight(const conv_shape *s, real *dw, const void *dz,
+                                      const norm_below *below) {
+  strip_convolution<true>(s, dw, dz, below->z, training_normal(&below->norm));
+}
+
 void fill_conv(device *d, fusions *fused, bool plain) {
   d->conv_forward = plain ? conv_forward_plain : conv_forward;
   d->conv_backward_input = plain ? conv_backward_input_plain : conv_backward_input;
@@ -415,6 +438,9 @@ void fill_conv(device *d, fusions *fused, bool plain) {
   d->conv_norm_inference = plain ? NULL : conv_norm_inference;
   fused->conv_statistics = conv_statistics;
   fused->conv_backward_masked = conv_backward_masked;
+  fused->takes_norm = takes_norm;
+  fused->norm_conv_statistics = norm_conv_statistics;
+  fused->norm_conv_backward_weight = norm_conv_backward_weight;
 }
 
 } // namespace GPU

@@ -137,12 +137,12 @@ typedef struct {
   real *mean, *inverse_std;         // the latest training batch's
 } norm_arrays;
 
-// The normalisation and ReLU below a convolution, which made the x that it read.
+// The normalisation and ReLU below a convolution, which made the x that it reads.
 typedef struct {
-  const norm_arrays *norm;
+  norm_arrays norm;
   const void *z; // what was normalised
   const void *y; // what came out, x itself; NULL where no residual was added: z tells it, too
-  real *dgamma, *dbeta; // written
+  real *dgamma, *dbeta; // written on the way back
 } norm_below;
 
 // Two operations at once, so that a walk through memory is saved: see fusions below.
@@ -307,8 +307,12 @@ typedef struct device {
 // says which ones it replaces; they are its definition. conv.cu, resnet18.cu; cpu-bf16/
 //
 //     forward    conv_forward, norm_forward          -> conv_statistics, norm_apply
+//                norm_apply, conv_statistics of the  -> norm_conv_statistics
+//                layer above
 //     backward   conv_backward_input of a layer,     -> conv_backward_masked, norm_spread
 //                norm_backward of the layer below
+//                conv_backward_weight of an x that   -> norm_conv_backward_weight
+//                norm_conv_statistics did not store
 struct fusions {
   // conv_forward; and the first part of norm_forward: n's mean and inverse_std, the running
   // statistics moved.
@@ -327,6 +331,17 @@ struct fusions {
   // gradient is g.
   void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
+
+  // Where only a convolution reads what a norm with ReLU and without a residual makes, it need not lie
+  // in memory. The convolution reads z below, and normalises it as it comes: the same x as from
+  // norm_apply, rounded as activations are. May a convolution of this shape do so? NULL: none may.
+  bool (*takes_norm)(const conv_shape *shape);
+  // norm_apply of the layer below, then conv_statistics.
+  void (*norm_conv_statistics)(const conv_shape *shape, void *z, const norm_below *below,
+                               const void *w, const norm_arrays *n);
+  // norm_apply of the layer below, then conv_backward_weight.
+  void (*norm_conv_backward_weight)(const conv_shape *shape, real *dw, const void *dz,
+                                    const norm_below *below);
 };
 
 // A step as a whole. Each operation is one launch of a GPU's kernel or several, which the host has to

@@ -2,8 +2,9 @@
 // network.h has the picture; every operation called here is explained in device.h.
 //
 // Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
-// which ReLU's mask and the next convolution's weight gradient need. Gradients of activations are
-// needed only until the layer before has used them, so three buffers serve for all of them; they
+// which ReLU's mask and the next convolution's weight gradient need. (A device may compute the y inside
+// a block from z where it is read: device.h, takes_norm. Then only evaluation stores it.) Gradients of
+// activations are needed only until the layer before has used them, so three buffers serve for all of them; they
 // are drawn beside block_backward.
 #include "network.h"
 
@@ -273,12 +274,34 @@ static void unit_inference(network *n, unit *u, const void *x, const void *resid
                     a.running_var);
 }
 
+// What a convolution that reads u's output may want to know of u.
+static norm_below below_of(const network *n, const unit *u) {
+  return (norm_below){.norm = arrays_of(n, u),
+                      .z = u->z,
+                      .y = u->has_residual ? u->y : NULL,
+                      .dgamma = gradient_of(n, u->gamma),
+                      .dbeta = gradient_of(n, u->beta)};
+}
+
+// The convolution of training, and its statistics; then the norm.
+static void unit_forward_fused(network *n, unit *u, const void *residual, bool relu) {
+  const fusions *f = n->device->fused;
+  const norm_shape shape = norm_shape_of(u);
+  const norm_arrays a = arrays_of(n, u);
+  const void *w = rounded_weight_of(n, u->weight);
+  if (u->x_from) {
+    const norm_below below = below_of(n, u->x_from);
+    f->norm_conv_statistics(&u->shape, u->z, &below, w, &a);
+  } else {
+    f->conv_statistics(&u->shape, u->z, u->x, w, &a);
+  }
+  if (!u->y_left_out) f->norm_apply(&shape, u->y, u->z, &a, residual, relu);
+}
+
 // The same; in training with the batch's statistics.
 static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool relu,
                          bool training) {
   const device *d = n->device;
-  const norm_arrays a = arrays_of(n, u);
-  const void *w = rounded_weight_of(n, u->weight);
   u->shape.batch = n->batch;
   u->x = x;
   u->has_residual = residual;
@@ -286,15 +309,22 @@ static void unit_forward(network *n, unit *u, const void *x, const void *residua
     unit_inference(n, u, x, residual, relu);
     return;
   }
-  const norm_shape shape = norm_shape_of(u);
   if (d->fused) {
-    d->fused->conv_statistics(&u->shape, u->z, x, w, &a);
-    d->fused->norm_apply(&shape, u->y, u->z, &a, residual, relu);
+    unit_forward_fused(n, u, residual, relu);
     return;
   }
+  const norm_shape shape = norm_shape_of(u);
+  const norm_arrays a = arrays_of(n, u);
+  const void *w = rounded_weight_of(n, u->weight);
   d->conv_forward(&u->shape, u->z, x, w, u->sums);
   d->norm_forward(&shape, u->y, u->z, u->sums, a.gamma, a.beta, residual, relu, a.running_mean,
                   a.running_var, a.mean, a.inverse_std);
+}
+
+// May a block's second convolution compute the first unit's y itself, from its z? Nobody else reads it.
+static bool y_can_be_left_out(const network *n, const block *k) {
+  const fusions *f = n->device->fused;
+  return f && f->takes_norm && f->takes_norm(&n->units[k->b].shape);
 }
 
 void network_forward(network *n, int batch, bool training) {
@@ -305,6 +335,8 @@ void network_forward(network *n, int batch, bool training) {
   for (int i = 0; i < BLOCKS; i++) {
     unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
     const void *residual = x;
+    a->y_left_out = training && y_can_be_left_out(n, &n->blocks[i]);
+    b->x_from = a->y_left_out ? a : NULL;
     unit_forward(n, a, x, NULL, true, training);
     if (n->blocks[i].shortcut >= 0) {
       unit *shortcut = &n->units[n->blocks[i].shortcut];
@@ -328,9 +360,16 @@ static void wait_for_reader(const network *n, gradient_buffer *b) {
 
 // The gradient of u's filters. Nobody needs it before the step's end, so it goes to the side branch.
 static void unit_backward_weight(network *n, unit *u, gradient_buffer *dz) {
-  const recording_table *r = n->device->recorder;
+  const device *d = n->device;
+  const recording_table *r = d->recorder;
+  real *dw = gradient_of(n, u->weight);
   if (r) r->side_begins();
-  n->device->conv_backward_weight(&u->shape, gradient_of(n, u->weight), dz->data, u->x);
+  if (u->x_from) {
+    const norm_below below = below_of(n, u->x_from);
+    d->fused->norm_conv_backward_weight(&u->shape, dw, dz->data, &below);
+  } else {
+    d->conv_backward_weight(&u->shape, dw, dz->data, u->x);
+  }
   if (r) dz->reader = r->side_ends();
 }
 
@@ -366,12 +405,7 @@ static bool unit_backward_input(network *n, unit *u, gradient_buffer *dx, const 
     d->conv_backward_input(&u->shape, dx->data, dz->data, w, accumulate);
     return false;
   }
-  const norm_arrays a = arrays_of(n, below);
-  const norm_below b = {.norm = &a,
-                        .z = below->z,
-                        .y = below->has_residual ? below->y : NULL,
-                        .dgamma = gradient_of(n, below->gamma),
-                        .dbeta = gradient_of(n, below->beta)};
+  const norm_below b = below_of(n, below);
   d->fused->conv_backward_masked(&u->shape, dx->data, dz->data, w, accumulate, &b);
   return true;
 }

@@ -33,13 +33,16 @@
 enum { UNITS = 20, BLOCKS = 8, PARAMETERS = 3 * UNITS + 2, STATISTICS = 2 * UNITS };
 
 // A convolution and the batch normalisation behind it. Arrays live on the device.
-typedef struct {
-  conv_shape shape;                     // its batch is that of the last network_forward
-  int weight, gamma, beta;              // positions in the network's parameters.list
-  int mean, variance;                   // positions in statistics_list
-  const void *x;                        // what the convolution read: the input or another unit's y
+typedef struct unit {
+  conv_shape shape;        // its batch is that of the last network_forward
+  int weight, gamma, beta; // positions in the network's parameters.list
+  int mean, variance;      // positions in statistics_list
+  const void *x;           // what the convolution read: the input or another unit's y
+  // The unit below, where it left out its y: x was computed from its z. NULL: x is in memory.
+  const struct unit *x_from;
   void *z;                              // the convolution's output, in training  [B][P][Q][Cout]
   void *y;                              // after norm, residual sum and ReLU, same shape
+  bool y_left_out;                      // y was not stored: who reads it computes it from z
   bool has_residual;                    // was one added in the last network_forward?
   double *sums;                         // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass

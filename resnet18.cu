@@ -118,22 +118,18 @@ static __device__ int first_pixel(int run) {
   return blockIdx.x * blockDim.y * run + threadIdx.y;
 }
 
-static __device__ float8 load_floats(const float *from) {
-  const float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
-  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-}
-
 static __global__ void __launch_bounds__(THREADS)
     normalise_eights(norm_shape shape, bf16 *__restrict__ y, const bf16 *__restrict__ z,
                      const bf16 *__restrict__ residual, normal of, bool relu) {
   const int c = first_channel();
   if (c >= shape.channels) return;
-  const float8 mean = load_floats(of.mean + c), shift = load_floats(of.beta + c);
-  float8 scale = load_floats((of.inverse_std ? of.inverse_std : of.variance) + c);
+  const float8 mean = load_floats(of.mean + c), beta = load_floats(of.beta + c);
   const float8 gamma = load_floats(of.gamma + c);
+  const float8 spread = load_floats((of.inverse_std ? of.inverse_std : of.variance) + c);
+  channel_normal normals[EIGHT];
   for (int j = 0; j < EIGHT; j++)
-    scale.value[j] =
-        gamma.value[j] * (of.inverse_std ? scale.value[j] : inverse_std_from(scale.value[j]));
+    normals[j] = normal_from(gamma.value[j], beta.value[j], mean.value[j],
+                             of.inverse_std ? spread.value[j] : inverse_std_from(spread.value[j]));
   for (int i = 0; i < RUN; i++) {
     const int pixel = first_pixel(RUN) + i * blockDim.y;
     if (pixel >= shape.pixels) return;
@@ -141,8 +137,7 @@ static __global__ void __launch_bounds__(THREADS)
     float8 value = load_bf16x8(z + at), add = {};
     if (residual) add = load_bf16x8(residual + at);
     for (int j = 0; j < EIGHT; j++) {
-      const float sum =
-          (value.value[j] - mean.value[j]) * scale.value[j] + shift.value[j] + add.value[j];
+      const float sum = normalised(normals[j], value.value[j]) + add.value[j];
       value.value[j] = relu ? relu_of(sum) : sum;
     }
     store_bf16x8(y + at, value);

@@ -111,6 +111,13 @@ static void conv_statistics(const conv_shape *s, void *z, const void *x, const v
   layer = "";
 }
 
+static void norm_conv_statistics(const conv_shape *s, void *z, const norm_below *below,
+                                 const void *w, const norm_arrays *n) {
+  layer = layer_of(s);
+  inner->fused->norm_conv_statistics(s, z, below, w, n);
+  layer = "";
+}
+
 static void conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
                                 const real *gamma, const real *beta, const void *residual,
                                 bool relu, const real *mean, const real *variance) {
@@ -139,6 +146,13 @@ static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, 
   layer = "";
 }
 
+static void norm_conv_backward_weight(const conv_shape *s, real *dw, const void *dz,
+                                      const norm_below *below) {
+  layer = layer_of(s);
+  inner->fused->norm_conv_backward_weight(s, dw, dz, below);
+  layer = "";
+}
+
 static void open_device() {
   static fusions fused;
   inner = simt_device(false);
@@ -147,6 +161,8 @@ static void open_device() {
   counted.fused = &fused;
   fused.conv_statistics = conv_statistics;
   fused.conv_backward_masked = conv_backward_masked;
+  fused.norm_conv_statistics = norm_conv_statistics;
+  fused.norm_conv_backward_weight = norm_conv_backward_weight;
   counted.conv_norm_inference = conv_norm_inference;
   counted.conv_backward_input = conv_backward_input;
   counted.conv_backward_weight = conv_backward_weight;

@@ -412,7 +412,7 @@ void bf16_conv_backward_input(const conv_shape *s, void *dx, const void *dz, con
 void bf16_conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below) {
   const int channels = s->in_channels;
-  const norm_arrays *n = below->norm;
+  const norm_arrays *n = &below->norm;
   double *sums = allocate(2 * (size_t)channels * sizeof *sums);
   gather_job j = prepare(s, g, dz, w, true);
   bf16_norm_factors(channels, scale_of(&j), shift_of(&j), n->gamma, n->beta, n->mean,

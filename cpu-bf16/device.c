@@ -60,8 +60,10 @@ static void mix_images(int batch, void *x, const uint8_t *images, const sample *
   blocks_from_floats(x, mixed, shape);
 }
 
-static const fusions fused = {bf16_conv_statistics, bf16_norm_apply, bf16_conv_backward_masked,
-                              bf16_norm_spread};
+static const fusions fused = {.conv_statistics = bf16_conv_statistics,
+                              .norm_apply = bf16_norm_apply,
+                              .conv_backward_masked = bf16_conv_backward_masked,
+                              .norm_spread = bf16_norm_spread};
 
 static device make_device(void) {
   device d = reference_device;

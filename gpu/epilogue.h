@@ -123,15 +123,14 @@ static __device__ two_terms squares_of(uint32_t pair) {
 
 // dy in the staged tile becomes g; returns g and g (z - mean). at: the pair's place in z and y.
 static __device__ two_terms mask_pair(uint32_t *staged, const epilogue &e, ptrdiff_t at,
-                                      const channel_normal *of, bool both) {
+                                      const channel_normal *of, const float *mean, bool both) {
   const bool aligned = e.channels % EIGHT == 0;
   const uint32_t dy = *staged, z = load_pair(e.z + at, aligned, both);
   const uint32_t y = e.y ? load_pair(e.y + at, aligned, both) : 0;
   const float first = masked(first_of(dy), of[0], first_of(z), e.y, first_of(y));
   const float second = masked(second_of(dy), of[1], second_of(z), e.y, second_of(y));
   *staged = to_pair(first, second);
-  return {{first, first * (first_of(z) - of[0].mean)},
-          {second, second * (second_of(z) - of[1].mean)}};
+  return {{first, first * (first_of(z) - mean[0])}, {second, second * (second_of(z) - mean[1])}};
 }
 
 // tile_number: which of the partial sums are this tile's.
@@ -142,8 +141,12 @@ static __device__ void sum_tile(bf16 *staged, const epilogue &e, int first_colum
   const int n = first_column + threadIdx.x % (tile::COLUMNS / 2) * 2; // this thread's two columns
   const bool both = n + 1 < e.channels;
   channel_normal of[2] = {};
-  if (e.z && n < e.channels) of[0] = normal_of(e.norm, n);
-  if (e.z && both) of[1] = normal_of(e.norm, n + 1);
+  float mean[2] = {};
+  for (int i = 0; i < 2; i++) {
+    if (!e.z || n + i >= e.channels) continue;
+    of[i] = normal_of(e.norm, n + i);
+    mean[i] = e.norm.mean[n + i];
+  }
   sum_columns<tile>(
       slices,
       [&](int row, int column) -> two_terms {
@@ -151,7 +154,7 @@ static __device__ void sum_tile(bf16 *staged, const epilogue &e, int first_colum
         if (!e.z) return squares_of(*pair);
         const ptrdiff_t at = n < e.channels ? offset(row) : -1;
         if (at < 0) return {};
-        return mask_pair(pair, e, at + n, of, both);
+        return mask_pair(pair, e, at + n, of, mean, both);
       },
       [&](int which, int column, float sum) {
         const int c = first_column + column;

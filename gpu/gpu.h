@@ -184,6 +184,10 @@ typedef struct {
   float value[EIGHT];
 } float8;
 
+static inline __device__ float8 load_floats(const float *from) {
+  const float4 low = *(const float4 *)from, high = *(const float4 *)(from + 4);
+  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
 static inline __device__ float8 load_bf16x8(const bf16 *from) {
   const uint4 raw = *(const uint4 *)from;
   return {{first_of(raw.x), second_of(raw.x), first_of(raw.y), second_of(raw.y), first_of(raw.z),

@@ -75,6 +75,7 @@ enum {
   TAPS = 9,                                // of a filter
   CHUNK_PIECES = 2,                        // of 16 bytes, that a pixel's channels of a chunk are
   PIXELS_AT_ONCE = THREADS / CHUNK_PIECES, // that the block copies at once, a piece a thread
+  MOST_NORMALISED = 2048,                  // channels of a source that is normalised on its way
 };
 
 typedef struct {
@@ -83,6 +84,7 @@ typedef struct {
   const bf16 *w;      // [Cout][3][3][Cin]
   int height, pixels; // of an image; of the batch
   int channels;       // of `from`
+  normal norm;        // of a z that is normalised on its way; gamma NULL: `from` is as it is
 } halo_job;
 
 // The region of a tile of PIXELS pixels of images WIDTH wide, with CHANNELS channels of each. Distances
@@ -162,6 +164,19 @@ static __device__ void copy_pixels(const halo_job &g, copies *c, int move) {
   c->from += CHUNK_PIECES;
   c->channel += CHUNK;
   c->to += move;
+}
+
+// A chunk whose copies have landed: this thread's share of it, z, becomes what the layer below made of
+// it. own: its first piece, of channels from `channel` on. What is not inside stays zero: the border is
+// one of y.
+template <typename region>
+static __device__ void normalise_pixels(const halo_job &g, const float *table, int channel,
+                                        bf16 *own, uint32_t inside) {
+  if (channel >= g.channels) return;
+#pragma unroll
+  for (int i = 0; i < region::COPIES; i++)
+    if (inside >> i & 1)
+      normalise_eight(own + region::place_of(i * PIXELS_AT_ONCE), table, g.channels, channel);
 }
 
 // The filters of a chunk: nine tiles, one a tap of the region, each as load_tile would leave it: a
@@ -250,10 +265,11 @@ static __device__ void multiply_chunk(tile *t, const chunk_lines<tile> &from) {
   }
 }
 
-// The sum over all channels and taps. While one chunk is multiplied, the next is on its way.
-template <typename region, typename tile>
+// The sum over all channels and taps. While one chunk is multiplied, the next is on its way. table: of
+// the norm, where NORMALISED.
+template <typename region, bool NORMALISED, typename tile>
 static __device__ void multiply_chunks(tile *t, bf16 *shared, const halo_job &g, int first_pixel,
-                                       int first_column) {
+                                       int first_column, const float *table) {
   enum { STAGE = region::SIZE + filters_of<tile>::SIZE };
   copies pixels = find_pixels<region>(g, shared, first_pixel);
   copies filters = find_filters<tile>(g, shared + region::SIZE, first_column);
@@ -263,19 +279,24 @@ static __device__ void multiply_chunks(tile *t, bf16 *shared, const halo_job &g,
   lines.pixels = shared + region::place_of(tile::warp_row() + lane % 16) + lane / 16 * EIGHT;
   for (int j = 0; j < chunk_lines<tile>::FILTER_LINES; j++)
     lines.filters[j] = line_of_b<tile>(shared + region::SIZE, tile::warp_column() + j * 16, 0);
+  bf16 *own = pixels.to;
   int move = STAGE; // from the stage that is multiplied to the other one
   copy_pixels<region>(g, &pixels, move);
   copy_filters<tile>(g, &filters, move);
   commit_copies();
   for (int channel = 0; channel < g.channels; channel += CHUNK) {
     wait_for_copies<0>(); // this thread's share of the chunk is there,
-    __syncthreads();      // and everyone's; and all are done with the chunk before it,
+    if (NORMALISED)
+      normalise_pixels<region>(g, table, channel + (int)threadIdx.x % CHUNK_PIECES * EIGHT, own,
+                               pixels.inside);
+    __syncthreads(); // and everyone's; and all are done with the chunk before it,
     if (channel + CHUNK < g.channels) { // whose stage is filled again
       copy_pixels<region>(g, &pixels, -move);
       copy_filters<tile>(g, &filters, -move);
     }
     commit_copies();
     if (has_pixels) multiply_chunk<region>(t, lines);
+    own += move;
     lines.pixels += move;
     for (int j = 0; j < chunk_lines<tile>::FILTER_LINES; j++) lines.filters[j] += move;
     move = -move;
@@ -284,7 +305,7 @@ static __device__ void multiply_chunks(tile *t, bf16 *shared, const halo_job &g,
 }
 
 // Block (x, y): row tile x, column tile y.
-template <int WIDTH, int COLUMNS, bool BACKWARD>
+template <int WIDTH, int COLUMNS, bool BACKWARD, bool NORMALISED>
 static __global__ void __launch_bounds__(THREADS, 2) halo_tile(halo_job g) {
   typedef region_of<WIDTH> region;
   typedef tile_of<PIXELS, COLUMNS, true, !BACKWARD, CHUNK> tile;
@@ -296,49 +317,60 @@ static __global__ void __launch_bounds__(THREADS, 2) halo_tile(halo_job g) {
     const uint4 zeroes = {0, 0, 0, 0};
     *(uint4 *)(shared + i) = *(uint4 *)(shared + stage + i) = zeroes;
   }
+  float *table = (float *)(shared + 2 * stage);
+  if (NORMALISED) fill_table(table, g.channels, g.norm, 0, g.channels);
   __syncthreads(); // zeroes come first, copies after them
   tile t;
   clear(&t);
-  multiply_chunks<region>(&t, shared, g, first_pixel, first_column);
+  multiply_chunks<region, NORMALISED>(&t, shared, g, first_pixel, first_column, table);
   finish_tile(&t, shared, g.end, first_column, blockIdx.x, [&](int row) {
     const int pixel = first_pixel + row;
     return pixel < g.pixels ? (ptrdiff_t)pixel * g.end.channels : -1;
   });
 }
 
-template <int WIDTH, int COLUMNS, bool BACKWARD>
+template <int WIDTH, int COLUMNS, bool BACKWARD, bool NORMALISED>
 static void launch_halo(const halo_job *job, const use_of_sums *use) {
   typedef tile_of<PIXELS, COLUMNS, true, !BACKWARD, CHUNK> tile;
   halo_job g = *job;
   const int tiles = divide_up(g.pixels, PIXELS), channels = g.end.channels;
   // The result is staged in the same memory, and needs less (gpu/epilogue.h: 41 KB).
   const size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
+  const size_t table = NORMALISED ? 2 * g.channels * sizeof(float) : 0;
   plan_sums(&g.end, tiles, divide_up(channels, COLUMNS), use);
   launch(BACKWARD ? "halo_tile (input gradient)" : "halo_tile (output)",
-         halo_tile<WIDTH, COLUMNS, BACKWARD>,
-         {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages}, g);
+         halo_tile<WIDTH, COLUMNS, BACKWARD, NORMALISED>,
+         {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages + table}, g);
 }
 
-// False, and nothing is done, for a shape that gather_tile has to take (conv.cu): another filter or
-// stride, channels that are no multiple of 8, images that do not make tiles.
-template <bool BACKWARD>
+// False for a shape that gather_tile has to take (conv.cu): another filter or stride, channels that are
+// no multiple of 8, images that do not make tiles.
+static bool halo_takes(const conv_shape *s) {
+  const int width = s->in_width, height = s->in_height;
+  return s->kernel == 3 && s->stride == 1 && s->in_channels % EIGHT == 0 &&
+         s->out_channels % EIGHT == 0 &&
+         ((width == 32 && height % region_of<32>::HEIGHT == 0) ||
+          (width == height && (width == 16 || width == 8 || width == 4)));
+}
+
+// False, and nothing is done, for such a shape. norm: of the layer below, if NORMALISED.
+template <bool BACKWARD, bool NORMALISED>
 static bool halo_convolution(const conv_shape *s, const void *from, const void *w,
-                             const epilogue &end, const use_of_sums *use) {
+                             const normal &norm, const epilogue &end, const use_of_sums *use) {
   const int width = s->in_width, height = s->in_height;
   const halo_job g = {
       end,    (const bf16 *)from,        (const bf16 *)w,
-      height, s->batch * height * width, BACKWARD ? s->out_channels : s->in_channels};
-  if (s->kernel != 3 || s->stride != 1 || g.channels % EIGHT || end.channels % EIGHT) return false;
-  if (width == 32 && height % region_of<32>::HEIGHT == 0)
-    launch_halo<32, 64, BACKWARD>(&g, use);
-  else if (width == 16 && height == 16)
-    launch_halo<16, 64, BACKWARD>(&g, use);
-  else if (width == 8 && height == 8)
-    launch_halo<8, 64, BACKWARD>(&g, use);
-  else if (width == 4 && height == 4) // few tiles: the smaller ones make more
-    launch_halo<4, 32, BACKWARD>(&g, use);
-  else
-    return false;
+      height, s->batch * height * width, BACKWARD ? s->out_channels : s->in_channels,
+      norm};
+  if (!halo_takes(s)) return false;
+  if (width == 32)
+    launch_halo<32, 64, BACKWARD, NORMALISED>(&g, use);
+  else if (width == 16)
+    launch_halo<16, 64, BACKWARD, NORMALISED>(&g, use);
+  else if (width == 8)
+    launch_halo<8, 64, BACKWARD, NORMALISED>(&g, use);
+  else // few tiles: the smaller ones make more
+    launch_halo<4, 32, BACKWARD, NORMALISED>(&g, use);
   return true;
 }
 

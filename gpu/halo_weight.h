@@ -62,6 +62,8 @@ typedef struct {
   int height, pixels; // of an image; of the batch
   int filters, channels;
   int part_strips; // strips in a part of the sum
+  int last_strips; // and in the last one
+  normal norm;     // of a z that is normalised on its way to be x; gamma NULL: x is as it is
 } strip_job;
 
 template <int WIDTH> struct strip_of {
@@ -69,23 +71,16 @@ template <int WIDTH> struct strip_of {
   enum { DZ = STRIP * FILTERS, STAGE = DZ + region::SIZE }; // bf16 numbers
 };
 
-// What a thread copies of one strip, it copies of the next one, STRIP pixels further.
+// A thread's share of a strip, of dz or of x. That of x is moved on from strip to strip. What else can be
+// found anew is found anew, for there are no registers to keep it in: 72 sums, and what nvcc loads ahead
+// of an mma, take nearly all of the 128.
 typedef struct {
-  int from;  // pieces of 16 bytes from the array's begin on: the thread's first
-  int at;    // that one's pixel, or its row in an image
-  int limit; // pixels or rows from here on do not exist; 0: nothing does, the channel is too large
-  bf16 *to;  // in the stage that the next strip goes to
+  int from; // pieces of 16 bytes from the array's begin on: the first
+  int at;   // that one's pixel, or its row in an image; NOWHERE: its channel does not exist
+  bf16 *to; // in the stage that the strip goes to
 } strip_copies;
 
-// Of dz: lines of 64 filters, as load_a wants them.
-static __device__ strip_copies find_dz(const strip_job &g, bf16 *stage, int first_pixel,
-                                       int first_filter) {
-  enum { PIECES = FILTERS / EIGHT };
-  const int piece = threadIdx.x % PIECES, line = threadIdx.x / PIECES;
-  const int filter = first_filter + piece * EIGHT, pixel = first_pixel + line;
-  return {pixel * (g.filters / EIGHT) + filter / EIGHT, pixel, filter < g.filters ? g.pixels : 0,
-          piece_of<FILTERS>(stage, line, piece)};
-}
+enum { NOWHERE = -(1 << 30) }; // below zero, whatever is added to it here
 
 // Of x: a region. row: of the strip's first pixel in its image.
 template <typename region>
@@ -101,55 +96,91 @@ static __device__ strip_copies find_region(const strip_job &g, bf16 *stage, int 
   int pixel = first_pixel + first;
   if (WHOLE) {
     c.at = pixel;
-    c.limit = g.pixels;
     c.to = to + region::LINE; // the row above the first image is a border
   } else {
     pixel -= WIDTH; // a strip begins with the row above
     c.at = row - 1 + first / WIDTH;
-    c.limit = g.height;
     c.to = to;
   }
-  if (channel >= g.channels) c.limit = 0;
+  if (channel >= g.channels) c.at = NOWHERE;
   c.from = pixel * (g.channels / EIGHT) + channel / EIGHT;
   return c;
 }
 
-// Begins to copy a strip's share of array, zeroes where there is no such pixel: piece i of the thread is
-// AT_ONCE pixels behind the one before, which is AT_STEP further in `at`. The last REST pixels are those
-// of the first threads. place(i): where it goes, from the first one on.
+// The pieces of a share: number i is AT_ONCE pixels behind the one before, which is AT_STEP further in
+// `at`. The last REST pixels are those of the first threads. act(i, is there one: `at` in 0 .. limit - 1?)
 template <int COUNT, int REST, int AT_ONCE, int AT_STEP, typename function>
-static __device__ void copy_share(const bf16 *array, int pieces, const strip_copies &c,
-                                  const function &place) {
+static __device__ void for_each_piece(const strip_copies &c, int limit, const function &act) {
 #pragma unroll
   for (int i = 0; i < COUNT + (REST > 0); i++) {
     if (i == COUNT && (int)threadIdx.x * AT_ONCE >= REST * THREADS) break;
-    const bool valid = (unsigned)(c.at + i * AT_STEP) < (unsigned)c.limit;
-    const int from = valid ? c.from + i * AT_ONCE * pieces : 0;
-    copy_async(c.to + place(i), piece_at(array, from), valid);
+    act(i, (unsigned)(c.at + i * AT_STEP) < (unsigned)limit);
   }
 }
 
-static __device__ void copy_dz(const strip_job &g, strip_copies *c, int move) {
-  enum { AT_ONCE = THREADS / (FILTERS / EIGHT) };
-  const int pieces = g.filters / EIGHT;
-  copy_share<STRIP / AT_ONCE, 0, AT_ONCE, AT_ONCE>(g.dz, pieces, *c,
-                                                   [](int i) { return i * AT_ONCE * FILTERS; });
-  c->from += STRIP * pieces;
-  c->at += STRIP;
-  c->to += move;
+// Begins to copy the piece that lies `further` than the share's first; zeroes where there is none.
+static __device__ void copy_piece(const bf16 *array, const strip_copies &c, int place, int further,
+                                  bool valid) {
+  copy_async(c.to + place, piece_at(array, valid ? c.from + further : 0), valid);
+}
+
+// Of dz: lines of 64 filters, as load_a wants them.
+static __device__ void copy_dz(const strip_job &g, bf16 *stage, int first_pixel) {
+  enum { PIECES = FILTERS / EIGHT, AT_ONCE = THREADS / PIECES };
+  const int piece = threadIdx.x % PIECES, line = threadIdx.x / PIECES, pieces = g.filters / EIGHT;
+  const int filter = blockIdx.z * FILTERS + piece * EIGHT, pixel = first_pixel + line;
+  const strip_copies c = {pixel * pieces + filter / EIGHT, filter < g.filters ? pixel : NOWHERE,
+                          piece_of<FILTERS>(stage, line, piece)};
+  for_each_piece<STRIP / AT_ONCE, 0, AT_ONCE, AT_ONCE>(c, g.pixels, [&](int i, bool valid) {
+    copy_piece(g.dz, c, i * AT_ONCE * FILTERS, i * AT_ONCE * pieces, valid);
+  });
+}
+
+enum { REGION_AT_ONCE = THREADS / (SLICE / EIGHT) }; // pixels of x that the block copies at once
+
+template <typename region, typename function>
+static __device__ void for_each_of_region(const strip_job &g, const strip_copies &c,
+                                          const function &act) {
+  enum { AT_ONCE = REGION_AT_ONCE, AT_STEP = region::WHOLE ? AT_ONCE : AT_ONCE / region::WIDTH };
+  for_each_piece<region::COPIED / AT_ONCE, region::COPIED % AT_ONCE, AT_ONCE, AT_STEP>(
+      c, region::WHOLE ? g.pixels : g.height, act);
 }
 
 template <typename region>
 static __device__ void copy_region(const strip_job &g, strip_copies *c, int move) {
-  enum { AT_ONCE = THREADS / (SLICE / EIGHT), WIDTH = region::WIDTH, WHOLE = region::WHOLE };
-  enum { COPIES = region::COPIED / AT_ONCE, REST = region::COPIED % AT_ONCE };
+  enum { WIDTH = region::WIDTH, WHOLE = region::WHOLE };
   const int pieces = g.channels / EIGHT;
-  const auto place = [](int i) { return region::place_of(i * AT_ONCE); };
-  copy_share<COPIES, REST, AT_ONCE, WHOLE ? AT_ONCE : AT_ONCE / WIDTH>(g.x, pieces, *c, place);
-  c->from += STRIP * pieces;
+  if (WHOLE) // unsigned: NOWHERE may overflow
+    c->from = (int)((unsigned)c->at * (unsigned)pieces) +
+              (int)(blockIdx.y * SLICE / EIGHT + threadIdx.x % (SLICE / EIGHT));
+  for_each_of_region<region>(g, *c, [&](int i, bool valid) {
+    copy_piece(g.x, *c, region::place_of(i * REGION_AT_ONCE), i * REGION_AT_ONCE * pieces, valid);
+  });
+  if (!WHOLE) c->from += STRIP * pieces;
   c->at += WHOLE ? STRIP : STRIP / WIDTH;
   if (!WHOLE && c->at + 1 >= g.height) c->at -= g.height; // the next strip is of the next image
   c->to += move;
+}
+
+// What `c` was before copy_region moved it on to the other stage, `move` further.
+template <typename region>
+static __device__ strip_copies strip_before(const strip_job &g, strip_copies c, int move) {
+  c.at -= region::WHOLE ? STRIP : STRIP / region::WIDTH;
+  if (!region::WHOLE && c.at < -1) c.at += g.height;
+  c.to -= move;
+  return c;
+}
+
+// A strip whose copies have landed: this thread's share of z becomes x. Pixels that do not exist stay
+// zero: the border is one of x. table: of the block's channels (gpu/norm.h).
+template <typename region>
+static __device__ void normalise_region(const strip_job &g, const strip_copies &c,
+                                        const float *table) {
+  for_each_of_region<region>(g, c, [&](int i, bool valid) {
+    if (valid)
+      normalise_eight(c.to + region::place_of(i * REGION_AT_ONCE), table, SLICE,
+                      (int)threadIdx.x % (SLICE / EIGHT) * EIGHT);
+  });
 }
 
 // For 16 filters each and every tap: mma_16x8x16's c.
@@ -180,27 +211,29 @@ static __device__ void multiply_strip(tap_sums sum, bf16 *dz, const bf16 *x, int
   }
 }
 
-// The sum over a part's strips. While one is multiplied, the next is on its way.
-template <int WIDTH>
+// The sum over a part's strips. While one is multiplied, the next is on its way. table: of the norm,
+// where NORMALISED.
+template <int WIDTH, bool NORMALISED>
 static __device__ void multiply_strips(tap_sums sum, bf16 *shared, const strip_job &g,
-                                       int first_filter, int first_channel, int warp_filter,
-                                       int warp_channel) {
+                                       int first_channel, int warp_filter, int warp_channel,
+                                       const float *table) {
   typedef typename strip_of<WIDTH>::region region;
   enum { STAGE = strip_of<WIDTH>::STAGE, DZ = strip_of<WIDTH>::DZ };
   const int strip = blockIdx.x * g.part_strips, first_row = strip * (STRIP / WIDTH) % g.height;
-  const int strips = min_of(g.part_strips, divide_up(g.pixels, STRIP) - strip);
-  strip_copies dz = find_dz(g, shared, strip * STRIP, first_filter);
   strip_copies x = find_region<region>(g, shared + DZ, strip * STRIP, first_row, first_channel);
   bf16 *stage = shared;
   int move = STAGE; // from the stage that is multiplied to the other one
-  copy_dz(g, &dz, move);
+  copy_dz(g, stage, strip * STRIP);
   copy_region<region>(g, &x, move);
   commit_copies();
-  for (int i = 1; i <= strips; i++) {
+  int left = blockIdx.x + 1 < gridDim.x ? g.part_strips : g.last_strips, next = strip;
+  while (left-- > 0) {
     wait_for_copies<0>(); // this thread's share of the strip is there,
-    __syncthreads();      // and everyone's; and all are done with the strip before it,
-    if (i < strips) {     // whose stage is filled again
-      copy_dz(g, &dz, -move);
+    if (NORMALISED) normalise_region<region>(g, strip_before<region>(g, x, move), table);
+    __syncthreads(); // and everyone's; and all are done with the strip before it,
+    next++;
+    if (left > 0) { // whose stage is filled again
+      copy_dz(g, stage + move, next * STRIP);
       copy_region<region>(g, &x, -move);
     }
     commit_copies();
@@ -212,9 +245,11 @@ static __device__ void multiply_strips(tap_sums sum, bf16 *shared, const strip_j
 }
 
 // Block (x, y, z): part x of the sum, slice y of the channels, tile z of the filters.
-template <int WIDTH> static __global__ void __launch_bounds__(THREADS, 2) strip_tile(strip_job g) {
+template <int WIDTH, bool NORMALISED>
+static __global__ void __launch_bounds__(THREADS, 2) strip_tile(strip_job g) {
   DYNAMIC_SHARED(bytes);
   bf16 *shared = (bf16 *)bytes;
+  float *table = (float *)(shared + 2 * strip_of<WIDTH>::STAGE);
   const int first_filter = blockIdx.z * FILTERS, first_channel = blockIdx.y * SLICE;
   const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   const int warp_filter = warp / (SLICE / 8) * WARP_FILTERS, warp_channel = warp % (SLICE / 8) * 8;
@@ -222,9 +257,11 @@ template <int WIDTH> static __global__ void __launch_bounds__(THREADS, 2) strip_
     const uint4 zeroes = {0, 0, 0, 0};
     *(uint4 *)(shared + i) = zeroes;
   }
+  if (NORMALISED) fill_table(table, SLICE, g.norm, first_channel, g.channels);
   __syncthreads(); // zeroes come first, copies after them
   tap_sums sum = {};
-  multiply_strips<WIDTH>(sum, shared, g, first_filter, first_channel, warp_filter, warp_channel);
+  multiply_strips<WIDTH, NORMALISED>(sum, shared, g, first_channel, warp_filter, warp_channel,
+                                     table);
   const int column = first_channel + warp_channel + lane % 4 * 2;
   if (column >= g.channels) return;
 #pragma unroll
@@ -244,20 +281,25 @@ template <int WIDTH> static __global__ void __launch_bounds__(THREADS, 2) strip_
 
 // A block for each processor, not two: each part is stored, and read again to be added, which takes an
 // H100 longer than the products themselves.
-template <int WIDTH> static void launch_strips(strip_job *g, real *dw) {
+template <int WIDTH, bool NORMALISED> static void launch_strips(strip_job *g, real *dw) {
   const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
   const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
   g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
   const int parts = divide_up(strips, g->part_strips);
+  g->last_strips = strips - (parts - 1) * g->part_strips;
+  const size_t stages = 2 * strip_of<WIDTH>::STAGE * sizeof(bf16);
+  const size_t table = NORMALISED ? 2 * SLICE * sizeof(float) : 0;
   g->to = place_of_parts(dw, parts, g->filters, columns, columns);
-  launch("strip_tile", strip_tile<WIDTH>,
-         {dim3(parts, slices, tiles), dim3(THREADS), 2 * strip_of<WIDTH>::STAGE * sizeof(bf16)},
-         *g);
+  launch("strip_tile", strip_tile<WIDTH, NORMALISED>,
+         {dim3(parts, slices, tiles), dim3(THREADS), stages + table}, *g);
   launch_add_parts(dw, g->to, parts, g->filters, columns, columns);
 }
 
-// False, and nothing is done, for a shape that weight_tile has to take.
-static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x) {
+// False, and nothing is done, for a shape that weight_tile has to take; all that halo_takes are taken.
+// norm: of the layer below, if NORMALISED; then x is that layer's z.
+template <bool NORMALISED>
+static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x,
+                              const normal &norm) {
   const int width = s->in_width, height = s->in_height;
   strip_job g = {NULL,
                  (const bf16 *)dz,
@@ -266,16 +308,18 @@ static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, con
                  s->batch * height * width,
                  s->out_channels,
                  s->in_channels,
-                 0};
+                 0,
+                 0,
+                 norm};
   if (s->kernel != 3 || s->stride != 1 || g.filters % EIGHT || g.channels % EIGHT) return false;
   if (width == 32 && height % strip_of<32>::region::HEIGHT == 0)
-    launch_strips<32>(&g, dw);
+    launch_strips<32, NORMALISED>(&g, dw);
   else if (width == 16 && height % strip_of<16>::region::HEIGHT == 0)
-    launch_strips<16>(&g, dw);
+    launch_strips<16, NORMALISED>(&g, dw);
   else if (width == 8 && height == 8)
-    launch_strips<8>(&g, dw);
+    launch_strips<8, NORMALISED>(&g, dw);
   else if (width == 4 && height == 4)
-    launch_strips<4>(&g, dw);
+    launch_strips<4, NORMALISED>(&g, dw);
   else
     return false;
   return true;

@@ -2,10 +2,16 @@
 // lies in memory and a convolution to what it holds in registers; and the end of every sum that
 // batch normalisation needs.
 //
-//     y = act((z - mean) scale + beta + residual)         scale = gamma inverse_std
+//     y = act(z scale + shift + residual)         scale = gamma inverse_std, shift = beta - mean scale
 //
-// scale and beta stay floats. Rounded to bf16, an error of 2^-9 in scale would be the same for all
-// pixels of a channel, and would not average out as the errors of single activations do.
+// One multiply-add a number, and two constants a channel in registers. The sum cancels where the mean is
+// large beside the deviation, and carries over what shift was rounded by, 2^-24 |mean scale|. But z itself
+// was rounded by up to 2^-9 |z|, and |z| is about |mean| there: 2^15 times as much.
+//
+// scale and shift stay floats. Rounded to bf16, an error of 2^-9 in them would be the same for all
+// pixels of a channel, and would not average out as the errors of single activations do. And all
+// kernels compute them in this one way, so that the output and, later, ReLU's mask agree on what is above
+// zero.
 #ifndef GPU_NORM_H
 #define GPU_NORM_H
 
@@ -36,17 +42,66 @@ static inline __device__ float relu_of(float value) {
   return value < 0 ? 0 : value;
 }
 
+// to_pair of both, in one instruction.
+static inline __device__ uint32_t to_pair_of_relu(float first, float second) {
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return to_pair(relu_of(first), relu_of(second));
+#endif
+}
+
 typedef struct {
-  float mean, scale, beta;
+  float scale, shift;
 } channel_normal;
 
+static inline __device__ channel_normal normal_from(float gamma, float beta, float mean,
+                                                    float inverse_std) {
+  const float scale = gamma * inverse_std;
+  return {scale, beta - mean * scale};
+}
+
 static inline __device__ channel_normal normal_of(const normal &of, int c) {
-  const float inverse_std = of.inverse_std ? of.inverse_std[c] : inverse_std_from(of.variance[c]);
-  return {of.mean[c], of.gamma[c] * inverse_std, of.beta[c]};
+  return normal_from(of.gamma[c], of.beta[c], of.mean[c],
+                     of.inverse_std ? of.inverse_std[c] : inverse_std_from(of.variance[c]));
 }
 
 static inline __device__ float normalised(const channel_normal &n, float z) {
-  return (z - n.mean) * n.scale + n.beta;
+  return z * n.scale + n.shift;
+}
+
+// -- On the way: z is normalised where it has been loaded to, in shared memory --------------------
+
+// table: [2][size], scale and shift of the channels from `first` on. All threads of a block fill it;
+// beyond the last channel it stays as it is.
+static inline __device__ void fill_table(float *table, int size, const normal &of, int first,
+                                         int channels) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < min_of(size, channels - first); i += THREADS) {
+    const int c = first + i;
+    const channel_normal n = normal_from(of.gamma[c], of.beta[c], of.mean[c], of.inverse_std[c]);
+    table[i] = n.scale;
+    table[size + i] = n.shift;
+  }
+}
+
+// Eight numbers z become ReLU of the norm, with the table's entries from `channel` on.
+static inline __device__ void normalise_eight(bf16 *at, const float *table, int size, int channel) {
+  uint32_t pair[EIGHT / 2];
+  const uint4 raw = *(const uint4 *)at;
+  pair[0] = raw.x, pair[1] = raw.y, pair[2] = raw.z, pair[3] = raw.w;
+#pragma unroll
+  for (int i = 0; i < EIGHT / 2; i += 2) {
+    const float4 scale = *(const float4 *)(table + channel + 2 * i);
+    const float4 shift = *(const float4 *)(table + size + channel + 2 * i);
+    pair[i] = to_pair_of_relu(normalised({scale.x, shift.x}, first_of(pair[i])),
+                              normalised({scale.y, shift.y}, second_of(pair[i])));
+    pair[i + 1] = to_pair_of_relu(normalised({scale.z, shift.z}, first_of(pair[i + 1])),
+                                  normalised({scale.w, shift.w}, second_of(pair[i + 1])));
+  }
+  *(uint4 *)at = {pair[0], pair[1], pair[2], pair[3]};
 }
 
 // -- The ends of sums -----------------------------------------------------------------------------

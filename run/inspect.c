@@ -88,8 +88,8 @@ static bool activations_finite(const network *n, const void *activations, activa
 }
 
 // "the output of layer1.0.conv1": the module to whose weight the name belongs.
-static const char *output_of(const parameter *weight) {
-  static char text[80];
+static char *output_of(const parameter *weight) {
+  static char text[120];
   snprintf(text, sizeof text, "the output of %s", weight->name);
   *strrchr(text, '.') = 0;
   return text;
@@ -97,8 +97,12 @@ static const char *output_of(const parameter *weight) {
 
 static const char *bad_output(const network *n, const unit *u) {
   const activation_shape shape = unit_output_shape(u, n->batch);
-  if (!activations_finite(n, u->z, shape)) return output_of(&n->parameter_list[u->weight]);
-  if (!activations_finite(n, u->y, shape)) return output_of(&n->parameter_list[u->gamma]);
+  if (!activations_finite(n, u->z, shape)) {
+    char *text = output_of(&n->parameter_list[u->weight]);
+    return u->x_from ? strcat(text, " or of the norm below it") : text;
+  }
+  if (!u->y_left_out && !activations_finite(n, u->y, shape))
+    return output_of(&n->parameter_list[u->gamma]);
   return NULL;
 }
 

@@ -180,13 +180,105 @@ static void test_norm_apply(const test_case *c, const devices *on) {
   }
 }
 
+// -- norm_conv_statistics and norm_conv_backward_weight ---------------------------------------------
+
+static array *z_below;
+static norm_arrays arrays_below; // of the norm below; the arrays at work are the convolution's own
+
+static norm_below norm_and_z_below(void) {
+  return (norm_below){.norm = arrays_below, .z = z_below->data};
+}
+
+// z below, and in n->x what the convolution has to read in its place. A z whose normalised value could
+// fall to either side of zero, or of the middle between two bf16, by 16 roundings, is not drawn: then x is
+// certain, and the tolerance is the convolution's alone.
+static real *draw_z_below(const conv_inputs *n, const host_norm *h, size_t channels) {
+  real *z = poison(n->in);
+  for (size_t i = 0; i < n->in; i++) {
+    const size_t k = i % channels;
+    const double scale = (double)h->gamma[k] * h->inverse_std[k];
+    double value, slack;
+    do {
+      z[i] = to_nearest_bf16((float)random_normal(&stream));
+      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
+      slack = fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k]));
+      slack = 16 * EPSILON * (slack + fabs((double)h->beta[k]));
+    } while (to_nearest_bf16((float)(value - slack)) != to_nearest_bf16((float)(value + slack)));
+    n->x[i] = to_nearest_bf16((float)fmax(0, value));
+  }
+  return z;
+}
+
+static void put_below(const device *d, const conv_inputs *n, const host_norm *h, const real *z) {
+  z_below = input_activations(d, z, n->x_shape);
+  put_norm(d, h, (size_t)n->x_shape.channels, false);
+  arrays_below = arrays_at_work();
+}
+
+static void launch_norm_conv_statistics(const test_case *c, const device *d) {
+  const norm_arrays n = arrays_at_work();
+  const norm_below below = norm_and_z_below();
+  d->fused->norm_conv_statistics(&c->conv, y->data, &below, w->data, &n);
+}
+
+static void test_norm_conv_statistics(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const conv_inputs in = draw_conv(s);
+  const host_norm h = draw_host_norm((size_t)s->out_channels);
+  const host_norm below = draw_host_norm((size_t)s->in_channels);
+  const real *z = draw_z_below(&in, &below, (size_t)s->in_channels);
+  real *expected = poison(in.out), *r_squared = poison(in.out);
+  reference_conv_forward(s, expected, in.x, in.w, NULL);
+  cpu_conv_forward(s, r_squared, squares(in.x, in.in), squares(in.w, in.filters), NULL);
+  const double *slack = conv_slack(in.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused || !d->fused->takes_norm || !d->fused->takes_norm(s)) continue;
+    put_below(d, &in, &below, z);
+    w = input(d, WEIGHTS, in.w, in.filters);
+    y = output_activations(d, in.y_shape);
+    put_norm(d, &h, (size_t)s->out_channels, true);
+    run(c, d, launch_norm_conv_statistics);
+    compare(c, y, "", expected, slack);
+    compare_statistics(c, &h);
+    free_arrays();
+  }
+}
+
+static void launch_norm_conv_backward_weight(const test_case *c, const device *d) {
+  const norm_below below = norm_and_z_below();
+  d->fused->norm_conv_backward_weight(&c->conv, dw->data, dy->data, &below);
+}
+
+static void test_norm_conv_backward_weight(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv;
+  const conv_inputs n = draw_conv(s);
+  const host_norm below = draw_host_norm((size_t)s->in_channels);
+  const real *z = draw_z_below(&n, &below, (size_t)s->in_channels);
+  real *expected = poison(n.filters), *r_squared = poison(n.filters);
+  reference_conv_backward_weight(s, expected, n.dy, n.x);
+  cpu_conv_backward_weight(s, r_squared, squares(n.dy, n.out), squares(n.x, n.in));
+  const double *slack =
+      conv_slack(n.filters, r_squared, s->batch * s->out_height * s->out_width, NULL);
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused || !d->fused->takes_norm || !d->fused->takes_norm(s)) continue;
+    put_below(d, &n, &below, z);
+    dy = input_activations(d, n.dy, n.y_shape);
+    dw = output(d, REALS, n.filters);
+    run(c, d, launch_norm_conv_backward_weight);
+    compare(c, dw, "", expected, slack);
+    free_arrays();
+  }
+}
+
 // -- conv_backward_masked and norm_spread ---------------------------------------------------------
 
-static array *z_below, *y_below;
+static array *y_below;
 
 static void launch_conv_backward_masked(const test_case *c, const device *d) {
   const norm_arrays n = arrays_at_work();
-  const norm_below below = {.norm = &n,
+  const norm_below below = {.norm = n,
                             .z = z_below->data,
                             .y = c->y_given ? y_below->data : NULL,
                             .dgamma = dgamma->data,

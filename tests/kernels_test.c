@@ -102,6 +102,7 @@ static void set_conv(test_case *c, conv_shape s, bool option, extent size) {
 
 // The same options: without and with a residual, or what is added to.
 static void add_fused_convs(conv_shape s, const char *shape, int options, extent size) {
+  error unused;
   for (int option = 0; option <= 1; option++) {
     if (!(options >> option & 1)) continue;
     test_case *c = add_case("conv_norm_inference", test_conv_norm_inference, "%s%s", shape,
@@ -114,6 +115,12 @@ static void add_fused_convs(conv_shape s, const char *shape, int options, extent
     c->y_given = option;
   }
   set_conv(add_case("conv_statistics", test_conv_statistics, "%s", shape), s, false, size);
+  const fusions *gpu = device_by_name("simt", &unused)->fused;
+  if (!gpu->takes_norm(&s)) return;
+  set_conv(add_case("norm_conv_statistics", test_norm_conv_statistics, "%s", shape), s, false,
+           size);
+  set_conv(add_case("norm_conv_backward_weight", test_norm_conv_backward_weight, "%s", shape), s,
+           false, size);
 }
 
 // options: 1, without sums and not accumulating; 2, with; 3, both.

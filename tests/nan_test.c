@@ -311,6 +311,43 @@ static void test_conv_norm(int place, bool relu) {
   release();
 }
 
+// A norm on the way to a convolution: a NaN in z, or in one of the norm's arrays.
+static void test_norm_conv(int place) {
+  const conv_shape s = make_conv_shape(2, 8, 8, 16, 32, 3, 1);
+  const size_t x = 2 * 64 * 16, w = 32 * 9 * 16, z = 2 * 64 * 32, count[] = {x, 0, 16, 16, 16, 16};
+  const size_t at = somewhere(count[place]), channel = at % 16;
+  real *values[PLACES], *seen = poison(z), *filters = take(w * sizeof *filters);
+  real *one = place == Z ? only(x, at, 0) : only(x, channel, 16);
+  for (int i = 0; i < PLACES; i++) values[i] = normals(count[i], 0, 1);
+  values[place][at] = a_nan();
+  reference_conv_forward(&s, seen, one, ones(w), NULL);
+  reference_conv_backward_weight(&s, filters, ones(z), one);
+  const activation_shape x_shape = {2, 64, 16}, z_shape = {2, 64, 32};
+  array out = zero_activations(z_shape), dw = zeros(REALS, w), on[PLACES];
+  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], 16);
+  array of_out = put(REALS, ones(32), 32);
+  const norm_below below = {.norm = {.gamma = on[GAMMA].there,
+                                     .beta = on[BETA].there,
+                                     .mean = on[MEAN].there,
+                                     .inverse_std = on[VARIANCE].there},
+                            .z = put_activations(values[Z], x_shape).there};
+  const norm_arrays own = {.running_mean = of_out.there,
+                           .running_var = of_out.there,
+                           .mean = of_out.there,
+                           .inverse_std = of_out.there};
+  d->fused->norm_conv_statistics(&s, out.there, &below, put(WEIGHTS, normals(w, 0, 1), w).there,
+                                 &own);
+  d->fused->norm_conv_backward_weight(&s, dw.there,
+                                      put_activations(normals(z, 0, 1), z_shape).there, &below);
+  char what[80];
+  snprintf(what, sizeof what, "norm_conv_statistics, from %s", places[place]);
+  expect(&out, seen, what);
+  snprintf(what, sizeof what, "norm_conv_backward_weight, from %s", places[place]);
+  expect(&dw, filters, what);
+  let_go();
+  release();
+}
+
 // -- Pool and linear --------------------------------------------------------------------------------
 
 static void test_pool(int batch, int pixels, int channels) {
@@ -435,6 +472,8 @@ static void test_device(void) {
   }
   for (int place = Z; d->conv_norm_inference && place <= RESIDUAL; place++)
     for (int relu = 0; relu < 2; relu++) test_conv_norm(place, relu);
+  for (int place = Z; d->fused && d->fused->takes_norm && place < PLACES; place++)
+    if (place != RESIDUAL) test_norm_conv(place);
   for (int j = 0; j < CLASSES; j++) test_loss(j % 2 ? 37 : 3, j);
   for (int place = 0; place < 4; place++) test_sgd(1003, place);
 }
