@@ -186,7 +186,7 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(3, 8, 16, 8, 16, 3, 1), 1, FOR_TILES);
   add_conv(make_conv_shape(2, 12, 16, 8, 8, 3, 1), 1, FOR_TILES);
   add_conv(make_conv_shape(2, 10, 32, 8, 8, 3, 1), 1, FOR_TILES);
-  add_conv(make_conv_shape(3, 16, 16, 8, 8, 3, 1), 1, FOR_TILES); // parts of 4 and of 2 strips
+  add_conv(make_conv_shape(5, 16, 16, 8, 8, 3, 1), 1, FOR_TILES); // parts of 4, 4 and 2 strips
 }
 
 // Every combination of what a call can ask for.
