@@ -33,13 +33,10 @@
 //
 // Nothing is added up in an order that depends on timing: partial sums are fixed (gpu/sums.h).
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.
-#include "gpu/divide.h"
-#include "gpu/epilogue.h"
+#include "gpu/gather.h"
 #include "gpu/halo.h"
 #include "gpu/halo_weight.h"
 #include "gpu/parts.h"
-#include "gpu/patches.h"
-#include "gpu/tile.h"
 
 namespace GPU {
 
@@ -160,102 +157,6 @@ static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void
 
 // -- Output and input gradient ---------------------------------------------------------------------
 
-// Both gather: a pixel of `to` is the product of its patch of `from` with the filters.
-typedef struct {
-  epilogue end;      // its `to`: [batch][to_height][to_width][channels]
-  patch_source from; // x or dz
-  const bf16 *w;     // [Cout][kernel][kernel][Cin]
-  int to_height, to_width;
-  int kernel;
-  parity_class classes[4];
-} gather_job;
-
-// Where the pixel of row m begins in `to`; negative: there is no such row.
-static __device__ ptrdiff_t offset_in_to(const gather_job *g, const parity_class *of, int m) {
-  if (m >= of->pixels) return -1;
-  const place at = place_of(of, m);
-  const int h = of->rows.first + of->rows.spacing * at.row;
-  const int v = of->columns.first + of->columns.spacing * at.column;
-  return (((ptrdiff_t)at.image * g->to_height + h) * g->to_width + v) * g->end.channels;
-}
-
-// The weight for column n, a channel of `to`, and term `number` of the patch. Forward, neighbours in
-// memory are the next terms, so lines of the tile run along the terms. Backward, neighbours are the
-// next channels of x, which are the columns, so lines run along the columns.
-template <bool BACKWARD>
-static __device__ const bf16 *weight_address(const gather_job *g, const parity_class *of, int n,
-                                             int number) {
-  if (n >= g->end.channels || number >= of->terms) return NULL;
-  if (!BACKWARD) return g->w + (size_t)n * of->terms + number;
-  const patch_term t = term_of(&g->from, of, number);
-  const int r = of->rows.first_tap + of->rows.tap_spacing * t.row_tap;
-  const int s = of->columns.first_tap + of->columns.tap_spacing * t.column_tap;
-  return g->w + ((size_t)(t.channel * g->kernel + r) * g->kernel + s) * g->end.channels + n;
-}
-
-// Block (x, y, z): row tile x, column tile y, class z.
-template <int ROWS, int COLUMNS, bool BACKWARD, bool ALIGNED>
-static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
-  typedef tile_of<ROWS, COLUMNS, true, !BACKWARD> tile;
-  // Lines of A that the block loads at once, and lines for each thread, as in load_tile.
-  enum { LINES = THREADS / (DEPTH / EIGHT), COUNT = ROWS / LINES };
-  DYNAMIC_SHARED(bytes);
-  bf16 *shared = (bf16 *)bytes;
-  const parity_class *of = &g.classes[blockIdx.z];
-  const int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
-  const int tile_number = blockIdx.z * gridDim.x + blockIdx.x;
-  if (first_row >= of->pixels) return finish_empty_tile(g.end, first_column, COLUMNS, tile_number);
-  if (g.end.accumulate && !g.end.partials && of->terms == 0)
-    return; // pixels that no tap meets (1x1, stride 2): + 0
-  corner at[COUNT];
-#pragma unroll
-  for (int i = 0; i < COUNT; i++)
-    at[i] = corner_of(&g.from, of, first_row + threadIdx.x / (DEPTH / EIGHT) + i * LINES);
-  tile t;
-  multiply_all(&t, shared, divide_up(of->terms, DEPTH), [&](bf16 *a, bf16 *b, int step) {
-    const int first = step * DEPTH;
-    load_tile<tile::A_LINES, tile::A_LINE, ALIGNED>(a, g.from.pixels, [&](int number, int, int i) {
-      return patch_at(&g.from, of, &at[number], first + i);
-    });
-    load_tile<tile::B_LINES, tile::B_LINE, ALIGNED>(b, g.w, [&](int, int line, int i) {
-      const int n = BACKWARD ? i : line, number = BACKWARD ? line : i;
-      return weight_address<BACKWARD>(&g, of, first_column + n, first + number);
-    });
-  });
-  finish_tile(&t, shared, g.end, first_column, tile_number,
-              [&](int row) { return offset_in_to(&g, of, first_row + row); });
-}
-
-// use: what becomes of the tiles' sums, or NULL.
-template <int ROWS, int COLUMNS, bool BACKWARD, bool ALIGNED>
-static void launch_gather(const gather_job *job, int class_count, const use_of_sums *use) {
-  gather_job g = *job;
-  const int channels = g.end.channels;
-  const int tiles = divide_up(g.classes[0].pixels, ROWS); // the first class has the most pixels
-  const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
-  plan_sums(&g.end, tiles * class_count, divide_up(channels, COLUMNS), use);
-  const dim3 grid(tiles, divide_up(channels, COLUMNS), class_count);
-  launch(BACKWARD ? "gather_tile (input gradient)" : "gather_tile (output)",
-         gather_tile<ROWS, COLUMNS, BACKWARD, ALIGNED>, {grid, dim3(THREADS), stages}, g);
-}
-
-// The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512
-// channels are only 64 such tiles: half of a large GPU would have nothing to do.
-template <bool BACKWARD>
-static void choose_gather(const gather_job *g, int classes, const use_of_sums *use) {
-  const int channels = g->end.channels;
-  if (g->from.channels % EIGHT || channels % EIGHT)
-    launch_gather<128, 64, BACKWARD, false>(g, classes, use);
-  else if (channels >= 128 && g->to_height * g->to_width > 16)
-    launch_gather<128, 128, BACKWARD, true>(g, classes, use);
-  else
-    launch_gather<128, 64, BACKWARD, true>(g, classes, use);
-}
-
-static patch_source source_of(const void *pixels, int height, int width, int channels) {
-  return {(const bf16 *)pixels, height, width, channels, make_divisor(channels)};
-}
-
 static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end,
                    const use_of_sums *use) {
   gather_job g = {};
@@ -373,6 +274,15 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   const int first_row = blockIdx.z * ROWS, first_column = blockIdx.y * COLUMNS;
   const int first_step = blockIdx.x * o.part_steps, pixels = o.patches.pixels;
   const int steps = min_of(o.part_steps, divide_up(pixels, DEPTH) - first_step);
+  // Lines of B that the block loads at once, and lines for each thread: a pixel each, of the next stage.
+  // A thread's columns stay the same.
+  enum { LINES = THREADS / (COLUMNS / EIGHT), COUNT = DEPTH / LINES };
+  const int piece = threadIdx.x % (COLUMNS / EIGHT);
+  const patch_term column = term_of(&o.x, &o.patches, first_column + piece * EIGHT);
+  place at[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    at[i] = place_of(&o.patches, first_step * DEPTH + threadIdx.x / (COLUMNS / EIGHT) + i * LINES);
   tile t;
   multiply_all(&t, (bf16 *)bytes, steps, [&](bf16 *a, bf16 *b, int step) {
     const int first = (first_step + step) * DEPTH;
@@ -381,10 +291,12 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
       const bool inside = pixel < pixels && filter < o.filters;
       return inside ? o.dz + (size_t)pixel * o.filters + filter : NULL;
     });
-    load_tile<tile::B_LINES, tile::B_LINE, ALIGNED>(b, o.x.pixels, [&](int, int line, int i) {
-      const corner at = corner_of(&o.x, &o.patches, first + line);
-      return patch_at(&o.x, &o.patches, &at, first_column + i);
+    load_tile<tile::B_LINES, tile::B_LINE, ALIGNED>(b, o.x.pixels, [&](int number, int, int i) {
+      return patch_at(&o.x, &o.patches, corner_of(&o.x, &o.patches, at[number]),
+                      ALIGNED ? column : term_of(&o.x, &o.patches, first_column + i));
     });
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) next_stage(&o.patches, &at[i]);
   });
   for_each_pair(&t, [&](int row, int column, float first, float second) {
     const int m = first_row + row, n = first_column + column;

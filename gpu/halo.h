@@ -117,11 +117,6 @@ template <int WIDTH_, int PIXELS_ = PIXELS, int CHANNELS = CHUNK> struct region_
   }
 };
 
-// Counted in pieces of 16 bytes, an int reaches through 32 GB.
-static __device__ const bf16 *piece_at(const bf16 *array, int piece) {
-  return array + (ptrdiff_t)piece * EIGHT;
-}
-
 // What a thread copies of one chunk, it copies of the next one, 16 channels further. Where that is
 // takes divisions to find, so it is found once, before the loop; there, it only moves.
 typedef struct {

@@ -18,7 +18,7 @@
 #define GPU_PATCHES_H
 
 #include "gpu/divide.h"
-#include "gpu/gpu.h"
+#include "gpu/tile.h"
 
 namespace GPU {
 
@@ -87,40 +87,46 @@ static inline axis backward_axis(int stride, int kernel, int size, int parity) {
           .taps = first_tap < kernel ? divide_up(kernel - first_tap, stride) : 0};
 }
 
+// Which image, row and column number m of a class is: numbers along the axes.
+typedef struct {
+  int image, row, column;
+} place;
+
+// Which tap along each axis, and which channel of the source, a term is.
+typedef struct {
+  int row_tap, column_tap, channel;
+} patch_term;
+
 // The pixels of one matrix product: all of them forward and with stride 1, else those of one
 // parity.
 typedef struct {
   axis rows, columns;
   divisor by_columns, by_rows; // the counts of `columns` and `rows`
   divisor by_column_taps;
-  int pixels; // rows of the matrix: batch * rows.count * columns.count
-  int terms;  // columns of the matrix: taps * channels of the source
+  int images;
+  int pixels;  // rows of the matrix: images * rows.count * columns.count
+  int terms;   // columns of the matrix: taps * channels of the source
+  place stage; // DEPTH pixels: what is added to a pixel's place to find that of the next stage
 } parity_class;
 
-static inline parity_class make_class(int batch, int channels, axis rows, axis columns) {
+static inline parity_class make_class(int images, int channels, axis rows, axis columns) {
+  // A class can be without pixels: an image of 1 x 1 has no odd row.
+  const int down = rows.count ? rows.count : 1, across = columns.count ? columns.count : 1;
   return {.rows = rows,
           .columns = columns,
           .by_columns = make_divisor(columns.count),
           .by_rows = make_divisor(rows.count),
           .by_column_taps = make_divisor(columns.taps),
-          .pixels = batch * rows.count * columns.count,
-          .terms = rows.taps * columns.taps * channels};
+          .images = images,
+          .pixels = images * rows.count * columns.count,
+          .terms = rows.taps * columns.taps * channels,
+          .stage = {DEPTH / across / down, DEPTH / across % down, DEPTH % across}};
 }
-
-// Which image, row and column number m of a class is.
-typedef struct {
-  int image, row, column; // numbers along the axes
-} place;
 
 static inline __device__ place place_of(const parity_class *of, int m) {
   const int line = divide(m, of->by_columns), image = divide(line, of->by_rows);
   return {image, line - image * of->rows.count, m - line * of->columns.count};
 }
-
-// Which tap along each axis, and which channel of the source, term number `number` is.
-typedef struct {
-  int row_tap, column_tap, channel;
-} patch_term;
 
 static inline __device__ patch_term term_of(const patch_source *from, const parity_class *of,
                                             int number) {
@@ -128,30 +134,86 @@ static inline __device__ patch_term term_of(const patch_source *from, const pari
   return {row, tap - row * of->columns.taps, number - tap * from->channels};
 }
 
-// For the pixel of row m: its image, and the pixel of the source that its first tap meets. What
-// does not depend on the term is worth finding once, before the loop.
-typedef struct {
-  const bf16 *image;
-  int h, v;
-} corner;
-
-static inline __device__ corner corner_of(const patch_source *from, const parity_class *of, int m) {
-  enum { OUTSIDE = -(1 << 20) }; // whatever the tap: a row beyond the last is zero
-  if (m >= of->pixels) return {from->pixels, OUTSIDE, OUTSIDE};
-  const place at = place_of(of, m);
-  return {.image = from->pixels + (size_t)at.image * from->height * from->width * from->channels,
-          .h = of->rows.scale * at.row + of->rows.offset,
-          .v = of->columns.scale * at.column + of->columns.offset};
+// A place costs two divisions. A loop that goes on by a stage each time needs them once, and from then on
+// adds, with a carry from digit to digit, as in a sum of hours, minutes and seconds.
+static inline __device__ void add_digit(int *digit, int *higher, int add, int carry_at) {
+  *digit += add;
+  if (*digit < carry_at) return;
+  *digit -= carry_at;
+  ++*higher;
 }
 
-// Where element `number` of the patch at a corner lies; NULL: it is zero.
+static inline __device__ void next_stage(const parity_class *of, place *p) {
+  int lines = 0;
+  p->image += of->stage.image;
+  add_digit(&p->row, &p->image, of->stage.row, of->rows.count);
+  add_digit(&p->column, &lines, of->stage.column, of->columns.count);
+  add_digit(&p->row, &p->image, lines, of->rows.count);
+}
+
+// The pixel of the source that a pixel's first tap meets.
+typedef struct {
+  int pixel; // number in the batch
+  int h, v;  // row and column
+} corner;
+
+static inline __device__ corner corner_of(const patch_source *from, const parity_class *of,
+                                          place at) {
+  enum { OUTSIDE = -(1 << 20) }; // whatever the tap: a row beyond the last is zero
+  const int h = of->rows.scale * at.row + of->rows.offset;
+  const int v = of->columns.scale * at.column + of->columns.offset;
+  return {(at.image * from->height + h) * from->width + v, at.image < of->images ? h : OUTSIDE, v};
+}
+
+// Where a term of the patch at a corner lies; NULL: it is zero.
 static inline __device__ const bf16 *patch_at(const patch_source *from, const parity_class *of,
-                                              const corner *at, int number) {
-  const patch_term t = term_of(from, of, number);
-  const int h = at->h + of->rows.direction * t.row_tap;
-  const int v = at->v + of->columns.direction * t.column_tap;
-  if (number >= of->terms || h < 0 || h >= from->height || v < 0 || v >= from->width) return NULL;
-  return at->image + ((size_t)h * from->width + v) * from->channels + t.channel;
+                                              const corner &at, const patch_term &t) {
+  const int rows = of->rows.direction * t.row_tap, columns = of->columns.direction * t.column_tap;
+  if (t.row_tap >= of->rows.taps || (unsigned)(at.h + rows) >= (unsigned)from->height ||
+      (unsigned)(at.v + columns) >= (unsigned)from->width)
+    return NULL;
+  const ptrdiff_t pixel = at.pixel + rows * from->width + columns;
+  return from->pixels + pixel * from->channels + t.channel;
+}
+
+// -- Where a stage is of one tap --------------------------------------------------------------------
+//
+// patch_at finds tap, row and column anew for each 16 bytes. But if the source's channels are a multiple
+// of DEPTH, all terms of a stage have the same tap, and what a tap changes is the same for all pixels: a
+// distance in memory, which the host can compute; and whether there is a pixel, which is a bit. A
+// thread finds the bits of its pixels once. In the loop, it adds.
+
+enum { MOST_TAPS = 9 };
+
+// Distances in pieces of 16 bytes (gpu/tile.h), for each tap of a class.
+typedef struct {
+  int pixel[MOST_TAPS];  // in the source, from the pixel that the first tap meets
+  int filter[MOST_TAPS]; // in a filter, from its begin
+} tap_distances;
+
+// kernel: taps of a whole filter along an axis; filter_channels: numbers of w for each of its taps.
+static inline tap_distances distances_of(const patch_source *from, const parity_class *of,
+                                         int kernel, int filter_channels) {
+  tap_distances d = {};
+  for (int i = 0; i < of->rows.taps * of->columns.taps; i++) {
+    const int row = i / of->columns.taps, column = i % of->columns.taps;
+    const int r = of->rows.first_tap + of->rows.tap_spacing * row;
+    const int s = of->columns.first_tap + of->columns.tap_spacing * column;
+    d.pixel[i] = (of->rows.direction * row * from->width + of->columns.direction * column) *
+                 (from->channels / EIGHT);
+    d.filter[i] = (r * kernel + s) * (filter_channels / EIGHT);
+  }
+  return d;
+}
+
+// Bit i: does tap i of the patch at a corner meet a pixel?
+static inline __device__ uint32_t taps_inside(const patch_source *from, const parity_class *of,
+                                              const corner &at) {
+  uint32_t inside = 0;
+  for (int row = 0, i = 0; row < of->rows.taps; row++)
+    for (int column = 0; column < of->columns.taps; column++, i++)
+      inside |= (uint32_t)(patch_at(from, of, at, {row, column, 0}) != NULL) << i;
+  return inside;
 }
 
 } // namespace GPU

@@ -214,6 +214,11 @@ template <int LINE> static __device__ bf16 *piece_of(bf16 *tile, int line, int p
   return tile + place_of_piece<LINE>(line, piece);
 }
 
+// Where a piece lies in memory: counted in 16 bytes, an int reaches through 32 GB.
+static inline __device__ const bf16 *piece_at(const bf16 *array, int piece) {
+  return array + (ptrdiff_t)piece * EIGHT;
+}
+
 // Fills a tile. A thread has one piece in each of COUNT lines, always the same piece.
 // address(number, line, i) returns where element i of a line lies, or NULL where it is zero; number
 // counts the lines of this thread, from 0. ALIGNED: elements 8 j .. 8 j + 7 of a line lie together
@@ -236,6 +241,19 @@ static __device__ void load_tile(bf16 *tile, const void *any_address, const func
         to[e].bits = from ? from->bits : 0;
       }
     }
+  }
+}
+
+// The same where addresses are cheap: number(i) returns the number in `array` of this thread's piece in
+// its line i, or one below zero where it is zeroes.
+template <int LINES, int LINE, typename function>
+static __device__ void load_pieces(bf16 *tile, const bf16 *array, const function &number) {
+  enum { PIECES = LINE / EIGHT, AT_ONCE = THREADS / PIECES, COUNT = LINES / AT_ONCE };
+  const int piece = threadIdx.x % PIECES;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    const int line = threadIdx.x / PIECES + i * AT_ONCE, from = number(i);
+    copy_async(piece_of<LINE>(tile, line, piece), piece_at(array, from < 0 ? 0 : from), from >= 0);
   }
 }
 
