@@ -90,7 +90,7 @@ static inline __device__ void fill_table(float *table, int size, const normal &o
 // Eight numbers z become ReLU of the norm, with the table's entries from `channel` on.
 static inline __device__ void normalise_eight(bf16 *at, const float *table, int size, int channel) {
   uint32_t pair[EIGHT / 2];
-  const uint4 raw = *(const uint4 *)at;
+  uint4 raw = *(const uint4 *)at;
   pair[0] = raw.x, pair[1] = raw.y, pair[2] = raw.z, pair[3] = raw.w;
 #pragma unroll
   for (int i = 0; i < EIGHT / 2; i += 2) {
@@ -101,7 +101,8 @@ static inline __device__ void normalise_eight(bf16 *at, const float *table, int 
     pair[i + 1] = to_pair_of_relu(normalised({scale.z, shift.z}, first_of(pair[i + 1])),
                                   normalised({scale.w, shift.w}, second_of(pair[i + 1])));
   }
-  *(uint4 *)at = {pair[0], pair[1], pair[2], pair[3]};
+  raw.x = pair[0], raw.y = pair[1], raw.z = pair[2], raw.w = pair[3];
+  *(uint4 *)at = raw;
 }
 
 // -- The ends of sums -----------------------------------------------------------------------------

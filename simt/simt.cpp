@@ -95,14 +95,16 @@ static void run_block() {
   while (pass_barrier());
 }
 
-// The blocks of the grid with first <= blockIdx.x < end.
+// The blocks of the grid with first <= blockIdx.x < end: row by row, or, reversed, column by column and the
+// last column first. A kernel must not depend on either order.
 static void run_columns(unsigned first, unsigned end) {
-  for (unsigned z = 0; z < gridDim.z; z++)
-    for (unsigned y = 0; y < gridDim.y; y++)
-      for (unsigned x = first; x < end; x++) {
-        blockIdx = {simt_reversed ? first + end - 1 - x : x, y, z};
-        run_block();
-      }
+  const uint64_t columns = end - first, lines = (uint64_t)gridDim.y * gridDim.z;
+  for (uint64_t i = 0; i < columns * lines; i++) {
+    const uint64_t x = simt_reversed ? columns - 1 - i / lines : i % columns;
+    const uint64_t line = simt_reversed ? i % lines : i / columns;
+    blockIdx = {(unsigned)(first + x), (unsigned)(line % gridDim.y), (unsigned)(line / gridDim.y)};
+    run_block();
+  }
 }
 
 void simt_run(const char *kernel, launch_shape s, void (*run)(void *), void *argument) {

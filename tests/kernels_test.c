@@ -181,6 +181,9 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(3, 8, 8, 24, 72, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(9, 4, 4, 40, 48, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, FOR_TILES);
+  // gpu/gather.h, tap by tap: filters that fill no tile, forward and backward.
+  add_conv(make_conv_shape(2, 9, 8, 32, 24, 3, 2), 1, FOR_TILES);
+  add_conv(make_conv_shape(2, 7, 8, 24, 32, 3, 2), 1, FOR_TILES);
   // gpu/halo_weight.h, whose strips are half as high: more than an image in a part of the sum, and
   // images that are no whole number of strips.
   add_conv(make_conv_shape(3, 8, 16, 8, 16, 3, 1), 1, FOR_TILES);
