@@ -178,7 +178,7 @@ static void add_ragged_convs(void) {
   // last tile with room for more images; and images that are no whole number of strips.
   add_conv(make_conv_shape(1, 24, 32, 8, 16, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(1, 16, 16, 40, 24, 3, 1), 3, FOR_TILES);
-  add_conv(make_conv_shape(3, 8, 8, 24, 72, 3, 1), 3, FOR_TILES);
+  add_conv(make_conv_shape(5, 8, 8, 24, 72, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(9, 4, 4, 40, 48, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(2, 12, 32, 8, 8, 3, 1), 3, FOR_TILES);
   // gpu/gather.h, tap by tap: filters that fill no tile, forward and backward.
