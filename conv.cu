@@ -24,12 +24,13 @@
 //
 //    In each of them one matrix consists of *patches*: what the filter covers, pixel after pixel, as
 //    one row each. gpu/patches.h says where their elements lie. Output and input gradient multiply
-//    patches of x or dz by w, the weight gradient dz by patches of x.
+//    patches of x or dz by w (gpu/gather.h), the weight gradient dz by patches of x (below).
 //    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
 //    computes output and input gradient of those layers from pixels that come from memory once,
 //    gpu/halo_weight.h the weight gradient.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
-//    of its work while the numbers are still in registers.
+//    of its work while the numbers are still in registers. The rest, inside a block, the next
+//    convolution does with what it has loaded (gpu/norm.h).
 //
 // Nothing is added up in an order that depends on timing: partial sums are fixed (gpu/sums.h).
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.

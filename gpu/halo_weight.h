@@ -18,6 +18,9 @@
 //     MB to add up parts of the sum            233           104    (gpu/parts.h)
 //     instructions for each mma         9.0 to 14.0    1.7, and 2.2 with what a strip does once
 //
+// Where x is y of the layer below inside a block, z is copied, and a thread normalises its share, as in
+// gpu/halo.h. That, too, is done once for a strip.
+//
 // The pixels come in *strips* of 128, the stages of gpu/tile.h: dz as a tile of 128 lines of 64 filters,
 // x as a region with a border, as in gpu/halo.h, of 32 channels. A tap of 32 pixels is the same 32
 // lines of the region, moved by a constant. ldmatrix has each lane name a line: lane l names pixel l.

@@ -7,7 +7,7 @@
 // own and a place where it stopped. All run in one thread of the operating system, one after
 // another:
 //
-//     for each block                    poison the shared memory with NaN
+//     for each block                    row by row, or column by column; shared memory is made NaN
 //       for each warp                   forward, or reversed: what depends on the order, differs
 //         for each lane                 run it up to its next barrier, warp operation, or end
 //
@@ -205,7 +205,8 @@ unsigned char *simt_dynamic_shared();
 void *simt_allocate(size_t bytes); // of device memory, as NaN; NULL: there is no more
 void simt_release(void *memory);
 
-extern bool simt_reversed; // the last warp and lane go first; at the start, $SIMT_REVERSED is set
+// The last warp and lane go first, and the last column of blocks; at the start, $SIMT_REVERSED is set.
+extern bool simt_reversed;
 extern bool simt_counting; // what accesses cost; $SIMT_REPORT prints it at the end of the program
 
 struct simt_cost {
