@@ -211,7 +211,7 @@ static void conv_statistics(const conv_shape *s, void *z, const void *x, const v
   output(s, z, x, w, {}, &use);
 }
 
-// A wider network would need more shared memory for the norm's table than there is beside the stages.
+// With more channels the norm's table would leave room for one block on a processor (gpu/halo.h).
 static bool takes_norm(const conv_shape *s) {
   return halo_takes(s) && s->in_channels <= MOST_NORMALISED;
 }

@@ -334,7 +334,8 @@ struct fusions {
 
   // Where only a convolution reads what a norm with ReLU and without a residual makes, it need not lie
   // in memory. The convolution reads z below, and normalises it as it comes: the same x as from
-  // norm_apply, rounded as activations are. May a convolution of this shape do so? NULL: none may.
+  // norm_apply, rounded as activations are. May a convolution of this shape do so? NULL: none may. Of
+  // `below`, norm and z are read.
   bool (*takes_norm)(const conv_shape *shape);
   // norm_apply of the layer below, then conv_statistics.
   void (*norm_conv_statistics)(const conv_shape *shape, void *z, const norm_below *below,

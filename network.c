@@ -128,6 +128,17 @@ static void allocate_unit(network *n, unit *u) {
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
 }
 
+// Inside a block, only the second convolution reads the first unit's y. Where the device lets it compute y
+// from z itself, training does not store y.
+static void leave_out_outputs(network *n) {
+  const fusions *f = n->device->fused;
+  for (int i = 0; f && f->takes_norm && i < BLOCKS; i++) {
+    unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
+    a->y_left_out = f->takes_norm(&b->shape);
+    b->x_from = a->y_left_out ? a : NULL;
+  }
+}
+
 bool network_create(network *n, const device *d, int width, int batch, error *e) {
   if (!network_describe(n, d, width, batch, e)) return false;
   parameters *p = &n->parameters;
@@ -138,6 +149,7 @@ bool network_create(network *n, const device *d, int width, int batch, error *e)
       d->rounded_weight_bytes ? d->allocate(p->count * d->rounded_weight_bytes) : p->weight;
   n->statistics = d->allocate(n->statistics_size * sizeof(real));
   for (int i = 0; i < UNITS; i++) allocate_unit(n, &n->units[i]);
+  leave_out_outputs(n);
   n->input = d->allocate(activation_size(d, input_shape(batch)));
   n->pooled = d->allocate(activation_size(d, pooled_shape(n, batch)));
   n->logits = d->allocate((size_t)batch * CLASSES * sizeof(real));
@@ -321,12 +333,6 @@ static void unit_forward(network *n, unit *u, const void *x, const void *residua
                   a.running_var, a.mean, a.inverse_std);
 }
 
-// May a block's second convolution compute the first unit's y itself, from its z? Nobody else reads it.
-static bool y_can_be_left_out(const network *n, const block *k) {
-  const fusions *f = n->device->fused;
-  return f && f->takes_norm && f->takes_norm(&n->units[k->b].shape);
-}
-
 void network_forward(network *n, int batch, bool training) {
   const device *d = n->device;
   n->batch = batch;
@@ -335,8 +341,6 @@ void network_forward(network *n, int batch, bool training) {
   for (int i = 0; i < BLOCKS; i++) {
     unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
     const void *residual = x;
-    a->y_left_out = training && y_can_be_left_out(n, &n->blocks[i]);
-    b->x_from = a->y_left_out ? a : NULL;
     unit_forward(n, a, x, NULL, true, training);
     if (n->blocks[i].shortcut >= 0) {
       unit *shortcut = &n->units[n->blocks[i].shortcut];

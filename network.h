@@ -38,13 +38,13 @@ typedef struct unit {
   int weight, gamma, beta; // positions in the network's parameters.list
   int mean, variance;      // positions in statistics_list
   const void *x;           // what the convolution read: the input or another unit's y
-  // The unit below, where it left out its y: x was computed from its z. NULL: x is in memory.
+  // In training, the unit below, where it leaves out its y: x is computed from its z. Else NULL.
   const struct unit *x_from;
-  void *z;                              // the convolution's output, in training  [B][P][Q][Cout]
-  void *y;                              // after norm, residual sum and ReLU, same shape
-  bool y_left_out;                      // y was not stored: who reads it computes it from z
-  bool has_residual;                    // was one added in the last network_forward?
-  double *sums;                         // [2][Cout], of z, for the norm
+  void *z;           // the convolution's output, in training  [B][P][Q][Cout]
+  void *y;           // after norm, residual sum and ReLU, same shape
+  bool y_left_out;   // training does not store y: who reads it computes it from z
+  bool has_residual; // was one added in the last network_forward?
+  double *sums;      // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass
 } unit;
 

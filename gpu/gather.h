@@ -7,9 +7,9 @@
 //
 // What it wastes are instructions. In the beginning all addresses were found as multiply_patches does it
 // still: for each 16 bytes a division for the tap, another for its row, then row, column and whether they
-// are inside. Where the source has a multiple of 32 channels, as in all of the network's layers but the
-// first at width 32 and more, a stage has one tap, and multiply_taps only adds. Instructions for each mma
-// in the main loop, by `make sass-report` (sm_80):
+// are inside. Where the source has a multiple of 32 channels, as in all layers but the first if the width
+// is such a multiple, a stage has one tap, and multiply_taps only adds. Instructions for each mma in the
+// main loop, by `make sass-report` (sm_80):
 //
 //                              output    input gradient
 //     128 x 64   divided          9.6              10.9
@@ -91,7 +91,7 @@ static __device__ void multiply_patches(tile *t, bf16 *shared, const gather_job 
 
 // This thread's pieces of B, for tap 0 and channel 0: their numbers in w; below zero: there are none.
 template <bool BACKWARD, typename tile, int COUNT>
-static __device__ void find_filters(int first[COUNT], const gather_job &g, const parity_class *of,
+static __device__ void find_weights(int first[COUNT], const gather_job &g, const parity_class *of,
                                     int first_column) {
   enum { PIECES = tile::B_LINE / EIGHT, AT_ONCE = THREADS / PIECES };
   const int piece = threadIdx.x % PIECES, pieces_of_tap = g.end.channels / EIGHT;
@@ -124,7 +124,7 @@ static __device__ void multiply_taps(tile *t, bf16 *shared, const gather_job &g,
     inside |= taps_inside(&g.from, of, at) << i * MOST_TAPS;
     keep(&pixel[i]);
   }
-  find_filters<BACKWARD, tile, B_COUNT>(filter, g, of, first_column);
+  find_weights<BACKWARD, tile, B_COUNT>(filter, g, of, first_column);
   multiply_all(t, shared, of->terms / DEPTH, [&](bf16 *a, bf16 *b, int) {
     const int along = channel / EIGHT, next_pixel = distance.pixel[tap] + along;
     const int next_filter =

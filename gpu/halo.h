@@ -1,15 +1,15 @@
 // gpu/halo.h - 3x3 convolution with stride 1, output and input gradient: a pixel comes from memory
 // once, and not once for each tap.
 //
-// These layers are 85 % of the network's arithmetic. conv.cu's gather_tile can compute them, too,
+// These layers are 85 % of the network's arithmetic. gpu/gather.h's gather_tile can compute them, too,
 // as a product with the matrix of patches (gpu/patches.h). That wastes two things:
 //
 //   - Tap (0, 1) of a pixel is tap (0, 0) of its neighbour. The matrix does not know, so each pixel
 //     is fetched nine times: 2,277 MB in the forward pass of a step (width 64, batch 128), where
 //     all those pixels and filters are 133 MB.
-//   - For each 16 bytes it finds tap, channel, row and column anew. Of 217 instructions in its main
-//     loop, 145 do that, beside 32 mma. An H100 begins four instructions in the time of an mma
-//     (tests/sass_report.sh), so the tensor cores wait.
+//   - For each 16 bytes it found tap, channel, row and column anew. Of 217 instructions in its main
+//     loop, 145 did that, beside 32 mma. An H100 begins four instructions in the time of an mma
+//     (tests/sass_report.sh), so the tensor cores waited. (It does better now, by its own header.)
 //
 // Here a block keeps the pixels of its tile in shared memory, and around them their *halo*: the
 // border of one pixel that the filter reaches, too. A tap is then an offset, which the compiler
@@ -48,7 +48,7 @@
 //
 //                                                     gather_tile    halo_tile
 //     pixels and filters asked for, a pass               2,277 MB       774 MB
-//     all that its kernels ask for: outputs              2,388 MB       885 MB    + 111 MB stored
+//     all that its kernels ask for: outputs              2,388 MB       890 MB    + 111 MB stored, 5 the norms
 //     the same: input gradients                          2,719 MB     1,179 MB    + what masks read
 //     instructions for each mma                       6.8 to 11.8   1.7 to 2.4
 //
@@ -56,8 +56,9 @@
 // chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory: 126 MB a step less,
 // and 8 launches (`make cost`). It costs instructions, 32 for each 16 bytes of a chunk, and for every tile of
 // columns again: 2.3 to 2.8 for each mma then, 3.5 in the smallest tile, where those 32 serve half as many
-// mma. An H100 has room for four. Scale and shift of all channels are in a table behind the stages,
-// and of a channel that does not exist nothing is asked: it was copied as zeroes and stays so.
+// mma. An H100 has room for four. Scale and shift of all channels are in a table behind the stages:
+// 8 KB for 1,024 channels, with which two blocks still fit on an A100. More channels are declined
+// (takes_norm in device.h).
 //
 // Of the 774 MB, nearly two thirds are filters, which every tile of 256 pixels fetches for itself. Larger
 // tiles would need fewer, but two blocks would not fit on a processor any more. Two do on an A100
@@ -82,7 +83,7 @@ enum {
   TAPS = 9,                                // of a filter
   CHUNK_PIECES = 2,                        // of 16 bytes, that a pixel's channels of a chunk are
   PIXELS_AT_ONCE = THREADS / CHUNK_PIECES, // that the block copies at once, a piece a thread
-  MOST_NORMALISED = 2048,                  // channels of a source that is normalised on its way
+  MOST_NORMALISED = 1024,                  // channels of a source that is normalised on its way
 };
 
 typedef struct {
@@ -91,7 +92,7 @@ typedef struct {
   const bf16 *w;      // [Cout][3][3][Cin]
   int height, pixels; // of an image; of the batch
   int channels;       // of `from`
-  normal norm;        // of a z that is normalised on its way; gamma NULL: `from` is as it is
+  normal norm;        // of a z that is normalised on its way, where NORMALISED
 } halo_job;
 
 // The region of a tile of PIXELS pixels of images WIDTH wide, with CHANNELS channels of each. Distances
@@ -345,7 +346,7 @@ static void launch_halo(const halo_job *job, const use_of_sums *use) {
          {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages + table}, g);
 }
 
-// False for a shape that gather_tile has to take (conv.cu): another filter or stride, channels that are
+// False for a shape that gather_tile has to take (gpu/gather.h): another filter or stride, channels that are
 // no multiple of 8, images that do not make tiles.
 static bool halo_takes(const conv_shape *s) {
   const int width = s->in_width, height = s->in_height;

@@ -1,5 +1,5 @@
 // gpu/norm.h - batch normalisation's arithmetic for one channel, which resnet18.cu applies to what
-// lies in memory and a convolution to what it holds in registers; and the end of every sum that
+// lies in memory and a convolution to what it holds in registers or has just loaded; and the end of every sum that
 // batch normalisation needs.
 //
 //     y = act(z scale + shift + residual)         scale = gamma inverse_std, shift = beta - mean scale
@@ -42,7 +42,7 @@ static inline __device__ float relu_of(float value) {
   return value < 0 ? 0 : value;
 }
 
-// to_pair of both, in one instruction.
+// to_pair(relu_of(first), relu_of(second)), in one instruction.
 static inline __device__ uint32_t to_pair_of_relu(float first, float second) {
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 800
   uint32_t pair;

@@ -188,7 +188,7 @@ enum { MOST_TAPS = 9 };
 // Distances in pieces of 16 bytes (gpu/tile.h), for each tap of a class.
 typedef struct {
   int pixel[MOST_TAPS];  // in the source, from the pixel that the first tap meets
-  int filter[MOST_TAPS]; // in a filter, from its begin
+  int filter[MOST_TAPS]; // in a filter, from its begin: for the input gradient
 } tap_distances;
 
 // kernel: taps of a whole filter along an axis; filter_channels: numbers of w for each of its taps.

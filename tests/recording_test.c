@@ -10,6 +10,7 @@
 // The recordings are kept as the trainer keeps them, by run/set_up.c's do_operations.
 //
 //     make build/gcc/watched/recording_test && build/gcc/watched/recording_test
+#include "../run/inspect.h"
 #include "../run/trainer.h"
 #include "inputs.h"
 
@@ -123,10 +124,22 @@ static void check_same(const trainer *t, const outcome *a, const outcome *b, con
         "%s, %s: each step's results, and a test batch's logits", t->device->name, how);
 }
 
+// A test came last, of fewer images, and then a step is replayed. What the step left is finite, and the
+// search for a bad value must not look at what it did not store.
+static void check_search(trainer *t, uint64_t seed) {
+  send(t, seed, STEPS - 1);
+  do_operations(t, train_batch, counts[STEPS - 1]);
+  const char *bad = network_bad_activation(&t->network);
+  check(!bad, "%s: no bad value in a step's activations%s%s", t->device->name,
+        bad ? ", but in " : "", bad ? bad : "");
+}
+
 static void test_device(const device *d, uint64_t seed) {
   trainer t = {0};
   open_trainer(&t, d);
-  const outcome recorded = run_steps(&t, seed, true), at_once = run_steps(&t, seed, false);
+  const outcome recorded = run_steps(&t, seed, true);
+  check_search(&t, seed);
+  const outcome at_once = run_steps(&t, seed, false);
   bool finite = true;
   for (int i = 0; i <= STEPS; i++) finite &= isfinite(at_once.results[i].loss);
   check(finite && at_once.results[0].loss != at_once.results[1].loss,

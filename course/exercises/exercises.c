@@ -149,7 +149,7 @@ static const exercise exercises[EXERCISES] = {
      .rows = {{8, 8, 16, 32}, {5, 7, 8, 16}, {6, 9, 3, 5}, {1, 1, 8, 8}},
      .own = own_stride,
      .own_kernel = "gather_tile (input gradient)",
-     .own_file = "conv.cu"}};
+     .own_file = "gpu/gather.h"}};
 
 // -- One row ---------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
 // output pixel, and tap (r, s) of the filter lies on one of x. So x is read as a matrix [rows][taps
 // x channels] that is never built (gpu/patches.h draws it); w lies like that anyway. A tile's 32
 // terms are of one tap: only the address of a copy changes, and zeroes come where the tap is
-// outside. What it wastes: divisions for each piece. conv.cu multiplies by reciprocals
-// (gpu/divide.h).
+// outside. What it wastes: divisions for each piece. gpu/gather.h finds each pixel once and
+// then adds; where it has to divide, it multiplies by reciprocals (gpu/divide.h).
 #include "course/ladder/ladder.h"
 
 namespace GPU {
