@@ -35,6 +35,11 @@ unsaid=$(RESULTS=course/results tools/experiment.sh table | while read -r line; 
 [ -z "$unsaid" ] && [ "$(RESULTS=course/results tools/experiment.sh table | wc -l)" -eq 6 ]
 check "course/experiment.md, README.md: the table of course/results${unsaid:+, but for $unsaid}" $?
 
+unsaid=$(RECIPE=evening SEEDS=1 RESULTS=course/results tools/experiment.sh table | while read -r line; do
+  grep -qxF "$line" course/experiment.md || echo "$line"; done)
+[ -z "$unsaid" ]
+check "course/experiment.md: the table of course/results/evening${unsaid:+, but for $unsaid}" $?
+
 # What 2-gpu.md shows of the simulator's own check.
 SHOW=1 "$2" >"$shown"
 unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -r line; do grep -qF "$line" "$shown" || echo "$line"; done)
