@@ -54,8 +54,8 @@
 //
 // A block's second convolution reads z of the first, and each thread normalises what it has copied of a
 // chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory: 126 MB a step less,
-// and 8 launches (`make cost`). It costs instructions, 32 for each 16 bytes of a chunk, and for every tile of
-// columns again: 2.3 to 2.8 for each mma then, 3.5 in the smallest tile, where those 32 serve half as many
+// and 8 launches (`make cost`). It costs instructions, some 40 for each 16 bytes of a chunk, and for every tile of
+// columns again: 2.3 to 2.8 for each mma then, 3.5 in the smallest tile, where they serve half as many
 // mma. An H100 has room for four. Scale and shift of all channels are in a table behind the stages:
 // 8 KB for 1,024 channels, with which two blocks still fit on an A100. More channels are declined
 // (takes_norm in device.h).

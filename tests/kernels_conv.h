@@ -37,6 +37,28 @@ static double *conv_slack(size_t count, const real *r_squared, double k, const r
   return slack;
 }
 
+// What a convolution of these inputs has to give, and how far it may be off.
+typedef struct {
+  real *values;
+  double *slack;
+} expectation;
+
+static expectation expect_forward(const conv_shape *s, const conv_inputs *n) {
+  real *expected = poison(n->out), *r_squared = poison(n->out);
+  reference_conv_forward(s, expected, n->x, n->w, NULL);
+  cpu_conv_forward(s, r_squared, squares(n->x, n->in), squares(n->w, n->filters), NULL);
+  return (expectation){expected,
+                       conv_slack(n->out, r_squared, s->kernel * s->kernel * s->in_channels, NULL)};
+}
+
+static expectation expect_backward_weight(const conv_shape *s, const conv_inputs *n) {
+  real *expected = poison(n->filters), *r_squared = poison(n->filters);
+  reference_conv_backward_weight(s, expected, n->dy, n->x);
+  cpu_conv_backward_weight(s, r_squared, squares(n->dy, n->out), squares(n->x, n->in));
+  return (expectation){
+      expected, conv_slack(n->filters, r_squared, s->batch * s->out_height * s->out_width, NULL)};
+}
+
 static void launch_conv_forward(const test_case *c, const device *d) {
   d->conv_forward(&c->conv, y->data, x->data, w->data, c->with_sums ? sums->data : NULL);
 }
@@ -64,17 +86,14 @@ static void compare_sums(const test_case *c, const device *d) {
 static void test_conv_forward(const test_case *c, const devices *on) {
   const conv_shape *s = &c->conv;
   const conv_inputs n = draw_conv(s);
-  real *expected = poison(n.out), *r_squared = poison(n.out);
-  reference_conv_forward(s, expected, n.x, n.w, NULL);
-  cpu_conv_forward(s, r_squared, squares(n.x, n.in), squares(n.w, n.filters), NULL);
-  const double *slack = conv_slack(n.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  const expectation e = expect_forward(s, &n);
   for (int i = 0; i < on->count; i++) {
     x = input_activations(on->of[i], n.x, n.x_shape);
     w = input(on->of[i], WEIGHTS, n.w, n.filters);
     y = output_activations(on->of[i], n.y_shape);
     if (c->with_sums) sums = output(on->of[i], BYTES, 2 * sizeof(double) * (size_t)s->out_channels);
     run(c, on->of[i], launch_conv_forward);
-    compare(c, y, "", expected, slack);
+    compare(c, y, "", e.values, e.slack);
     if (c->with_sums) compare_sums(c, on->of[i]);
     free_arrays();
   }
@@ -111,17 +130,13 @@ static void launch_conv_backward_weight(const test_case *c, const device *d) {
 static void test_conv_backward_weight(const test_case *c, const devices *on) {
   const conv_shape *s = &c->conv;
   const conv_inputs n = draw_conv(s);
-  real *expected = poison(n.filters), *r_squared = poison(n.filters);
-  reference_conv_backward_weight(s, expected, n.dy, n.x);
-  cpu_conv_backward_weight(s, r_squared, squares(n.dy, n.out), squares(n.x, n.in));
-  const double *slack =
-      conv_slack(n.filters, r_squared, s->batch * s->out_height * s->out_width, NULL);
+  const expectation e = expect_backward_weight(s, &n);
   for (int i = 0; i < on->count; i++) {
     x = input_activations(on->of[i], n.x, n.x_shape);
     dy = input_activations(on->of[i], n.dy, n.y_shape);
     dw = output(on->of[i], REALS, n.filters);
     run(c, on->of[i], launch_conv_backward_weight);
-    compare(c, dw, "", expected, slack);
+    compare(c, dw, "", e.values, e.slack);
     free_arrays();
   }
 }

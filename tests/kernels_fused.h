@@ -133,10 +133,7 @@ static void test_conv_statistics(const test_case *c, const devices *on) {
   const conv_shape *s = &c->conv;
   const conv_inputs in = draw_conv(s);
   const host_norm h = draw_host_norm((size_t)s->out_channels);
-  real *expected = poison(in.out), *r_squared = poison(in.out);
-  reference_conv_forward(s, expected, in.x, in.w, NULL);
-  cpu_conv_forward(s, r_squared, squares(in.x, in.in), squares(in.w, in.filters), NULL);
-  const double *slack = conv_slack(in.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  const expectation e = expect_forward(s, &in);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused) continue;
@@ -145,7 +142,7 @@ static void test_conv_statistics(const test_case *c, const devices *on) {
     y = output_activations(d, in.y_shape);
     put_norm(d, &h, (size_t)s->out_channels, true);
     run(c, d, launch_conv_statistics);
-    compare(c, y, "", expected, slack);
+    compare(c, y, "", e.values, e.slack);
     compare_statistics(c, &h);
     free_arrays();
   }
@@ -227,10 +224,7 @@ static void test_norm_conv_statistics(const test_case *c, const devices *on) {
   const host_norm h = draw_host_norm((size_t)s->out_channels);
   const host_norm below = draw_host_norm((size_t)s->in_channels);
   const real *z = draw_z_below(&in, &below, (size_t)s->in_channels);
-  real *expected = poison(in.out), *r_squared = poison(in.out);
-  reference_conv_forward(s, expected, in.x, in.w, NULL);
-  cpu_conv_forward(s, r_squared, squares(in.x, in.in), squares(in.w, in.filters), NULL);
-  const double *slack = conv_slack(in.out, r_squared, s->kernel * s->kernel * s->in_channels, NULL);
+  const expectation e = expect_forward(s, &in);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused || !d->fused->takes_norm || !d->fused->takes_norm(s)) continue;
@@ -239,7 +233,7 @@ static void test_norm_conv_statistics(const test_case *c, const devices *on) {
     y = output_activations(d, in.y_shape);
     put_norm(d, &h, (size_t)s->out_channels, true);
     run(c, d, launch_norm_conv_statistics);
-    compare(c, y, "", expected, slack);
+    compare(c, y, "", e.values, e.slack);
     compare_statistics(c, &h);
     free_arrays();
   }
@@ -255,11 +249,7 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
   const conv_inputs n = draw_conv(s);
   const host_norm below = draw_host_norm((size_t)s->in_channels);
   const real *z = draw_z_below(&n, &below, (size_t)s->in_channels);
-  real *expected = poison(n.filters), *r_squared = poison(n.filters);
-  reference_conv_backward_weight(s, expected, n.dy, n.x);
-  cpu_conv_backward_weight(s, r_squared, squares(n.dy, n.out), squares(n.x, n.in));
-  const double *slack =
-      conv_slack(n.filters, r_squared, s->batch * s->out_height * s->out_width, NULL);
+  const expectation e = expect_backward_weight(s, &n);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
     if (!d->fused || !d->fused->takes_norm || !d->fused->takes_norm(s)) continue;
@@ -267,7 +257,7 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
     dy = input_activations(d, n.dy, n.y_shape);
     dw = output(d, REALS, n.filters);
     run(c, d, launch_norm_conv_backward_weight);
-    compare(c, dw, "", expected, slack);
+    compare(c, dw, "", e.values, e.slack);
     free_arrays();
   }
 }

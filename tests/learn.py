@@ -7,8 +7,7 @@ crops, partners and lambdas of a traced run, and is tested after the same epochs
 their digits, since training is chaotic; their accuracies should. How far two runs of PyTorch itself lie
 apart, from two seeds, is the measure for what may differ.
 
-How to run, with torch and safetensors installed; at width 16, PyTorch needs some two minutes an epoch on
-two cores:
+How to run, with torch and safetensors installed:
 
     python3 tests/learn.py init --width 16 --seed 1 /tmp/init.safetensors
     ./train --device cpu-bf16 --init /tmp/init.safetensors --epochs 10 --milestones 5,8 --seed 1 \\
