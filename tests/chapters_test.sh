@@ -36,9 +36,9 @@ unsaid=$(RESULTS=course/results tools/experiment.sh table | while read -r line; 
 check "course/experiment.md, README.md: the table of course/results${unsaid:+, but for $unsaid}" $?
 
 unsaid=$(RECIPE=evening SEEDS=1 RESULTS=course/results tools/experiment.sh table | while read -r line; do
-  grep -qxF "$line" course/experiment.md || echo "$line"; done)
+  for page in README.md course/experiment.md; do grep -qxF "$line" $page || echo "$page: $line"; done; done)
 [ -z "$unsaid" ]
-check "course/experiment.md: the table of course/results/evening${unsaid:+, but for $unsaid}" $?
+check "course/experiment.md, README.md: the table of course/results/evening${unsaid:+, but for $unsaid}" $?
 
 # What 2-gpu.md shows of the simulator's own check.
 SHOW=1 "$2" >"$shown"
