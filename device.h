@@ -145,6 +145,14 @@ typedef struct {
   real *dgamma, *dbeta; // written on the way back
 } norm_below;
 
+// What a block adds to its second norm's output before ReLU: an activation, [n][C]; or one that was not
+// stored, as the z and the norm that it is made of.
+typedef struct {
+  const void *values;      // what is added, or z
+  const norm_arrays *norm; // of z; NULL: the values are added as they are
+  bool relu;               // with ReLU behind that norm, or without
+} addend;
+
 // Two operations at once, so that a walk through memory is saved: see fusions below.
 typedef struct fusions fusions;
 
@@ -309,6 +317,8 @@ typedef struct device {
 //     forward    conv_forward, norm_forward          -> conv_statistics, norm_apply
 //                norm_apply, conv_statistics of the  -> norm_conv_statistics
 //                layer above
+//                norm_apply, norm_apply that adds    -> norm_apply with an addend that has a norm
+//                what the first one made
 //     backward   conv_backward_input of a layer,     -> conv_backward_masked, norm_spread
 //                norm_backward of the layer below
 //                conv_backward_weight of an x that   -> norm_conv_backward_weight
@@ -318,9 +328,10 @@ struct fusions {
   // statistics moved.
   void (*conv_statistics)(const conv_shape *shape, void *z, const void *x, const void *w,
                           const norm_arrays *n);
-  // The rest: y = act(gamma (z - mean) inverse_std + beta + residual).
+  // The rest: y = act(gamma (z - mean) inverse_std + beta + residual). residual may be NULL. Only a
+  // device with takes_norm is given one that has a norm; it adds what norm_apply would have stored.
   void (*norm_apply)(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const void *residual, bool relu);
+                     const addend *residual, bool relu);
 
   // conv_backward_input, whose dx is the gradient of a ReLU's output; and the first part of that
   // layer's norm_backward: in place of dx, g = dx where the output was above zero, else 0; and
@@ -332,10 +343,10 @@ struct fusions {
   void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
 
-  // Where only a convolution reads what a norm with ReLU and without a residual makes, it need not lie
-  // in memory. The convolution reads z below, and normalises it as it comes: the same x as from
-  // norm_apply, rounded as activations are. May a convolution of this shape do so? NULL: none may. Of
-  // `below`, norm and z are read.
+  // What a norm makes without a residual need not lie in memory: it is a multiply-add away from z. A
+  // convolution reads z below, and normalises it as it comes, with ReLU: the same x as from norm_apply,
+  // rounded as activations are. May a convolution of this shape do so? NULL: none may. Of `below`, norm
+  // and z are read.
   bool (*takes_norm)(const conv_shape *shape);
   // norm_apply of the layer below, then conv_statistics.
   void (*norm_conv_statistics)(const conv_shape *shape, void *z, const norm_below *below,

@@ -2,10 +2,10 @@
 // network.h has the picture; every operation called here is explained in device.h.
 //
 // Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
-// which ReLU's mask and the next convolution's weight gradient need. (A device may compute the y inside
-// a block from z where it is read: device.h, takes_norm. Then only evaluation stores it.) Gradients of
-// activations are needed only until the layer before has used them, so three buffers serve for all of them; they
-// are drawn beside block_backward.
+// which ReLU's mask and the next convolution's weight gradient need. (A device may compute a y that has no
+// residual in it from z, where it is read: device.h, takes_norm. Then training stores only the blocks' outputs,
+// and evaluation all.) Gradients of activations are needed only until the layer before has used them, so three
+// buffers serve for all of them; they are drawn beside block_backward.
 #include "network.h"
 
 #include "run/random.h"
@@ -46,6 +46,7 @@ static int add_unit(network *n, const char *conv, const char *norm, conv_shape s
   const int channels[4] = {s.out_channels, 1, 1, 1};
   unit *u = &n->units[n->unit_count];
   u->shape = s;
+  u->relu = true;
   u->weight = add_parameter(n, conv, "weight", 4, filters);
   u->gamma = add_parameter(n, norm, "weight", 1, channels);
   u->beta = add_parameter(n, norm, "bias", 1, channels);
@@ -69,6 +70,7 @@ static void add_block(network *n, int stage, int j, int side, int in_channels, i
   snprintf(conv, sizeof conv, "layer%d.%d.conv2", stage, j);
   snprintf(norm, sizeof norm, "layer%d.%d.bn2", stage, j);
   k->b = add_unit(n, conv, norm, b);
+  n->units[k->b].has_residual = true;
   k->shortcut = -1;
   if (stride == 1 && in_channels == out_channels) return;
   snprintf(conv, sizeof conv, "layer%d.%d.shortcut.0", stage, j);
@@ -76,6 +78,7 @@ static void add_block(network *n, int stage, int j, int side, int in_channels, i
   k->shortcut =
       add_unit(n, conv, norm,
                make_conv_shape(n->max_batch, side, side, in_channels, out_channels, 1, stride));
+  n->units[k->shortcut].relu = false;
 }
 
 bool network_describe(network *n, const device *d, int width, int batch, error *e) {
@@ -128,15 +131,29 @@ static void allocate_unit(network *n, unit *u) {
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
 }
 
-// Inside a block, only the second convolution reads the first unit's y. Where the device lets it compute y
-// from z itself, training does not store y.
+// Does `reader`, the only convolution that reads u's y, let training not store it?
+static bool leave_out_output(const network *n, unit *u, unit *reader) {
+  u->y_left_out = n->device->fused->takes_norm(&reader->shape);
+  if (u->y_left_out) reader->x_from = u;
+  return u->y_left_out;
+}
+
+// Who reads an output without a residual: a's, the block's second convolution; the stem's, the first
+// block's first convolution, and as its residual, that block's norm; a shortcut's, only its block's norm.
 static void leave_out_outputs(network *n) {
   const fusions *f = n->device->fused;
-  for (int i = 0; f && f->takes_norm && i < BLOCKS; i++) {
-    unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
-    a->y_left_out = f->takes_norm(&b->shape);
-    b->x_from = a->y_left_out ? a : NULL;
+  if (!f || !f->takes_norm) return;
+  for (int i = 0; i < BLOCKS; i++) {
+    const block *k = &n->blocks[i];
+    unit *b = &n->units[k->b];
+    leave_out_output(n, &n->units[k->a], b);
+    if (k->shortcut < 0) continue;
+    n->units[k->shortcut].y_left_out = true;
+    b->residual_from = &n->units[k->shortcut];
   }
+  unit *stem = &n->units[0];
+  if (leave_out_output(n, stem, &n->units[n->blocks[0].a]))
+    n->units[n->blocks[0].b].residual_from = stem;
 }
 
 bool network_create(network *n, const device *d, int width, int batch, error *e) {
@@ -271,18 +288,18 @@ static norm_shape norm_shape_of(const unit *u) {
 }
 
 // y = act(norm(conv(x)) + residual), with the running statistics.
-static void unit_inference(network *n, unit *u, const void *x, const void *residual, bool relu) {
+static void unit_inference(network *n, unit *u, const void *x, const void *residual) {
   const device *d = n->device;
   const norm_arrays a = arrays_of(n, u);
   const norm_shape shape = norm_shape_of(u);
   const void *w = rounded_weight_of(n, u->weight);
   if (d->conv_norm_inference) {
-    d->conv_norm_inference(&u->shape, u->y, x, w, a.gamma, a.beta, residual, relu, a.running_mean,
-                           a.running_var);
+    d->conv_norm_inference(&u->shape, u->y, x, w, a.gamma, a.beta, residual, u->relu,
+                           a.running_mean, a.running_var);
     return;
   }
   d->conv_forward(&u->shape, u->z, x, w, NULL);
-  d->norm_inference(&shape, u->y, u->z, a.gamma, a.beta, residual, relu, a.running_mean,
+  d->norm_inference(&shape, u->y, u->z, a.gamma, a.beta, residual, u->relu, a.running_mean,
                     a.running_var);
 }
 
@@ -295,10 +312,22 @@ static norm_below below_of(const network *n, const unit *u) {
                       .dbeta = gradient_of(n, u->beta)};
 }
 
-// The convolution of training, and its statistics; then the norm.
-static void unit_forward_fused(network *n, unit *u, const void *residual, bool relu) {
-  const fusions *f = n->device->fused;
+// The norm behind them, with what the block adds.
+static void apply_norm(const network *n, unit *u, const norm_arrays *a, const void *residual) {
   const norm_shape shape = norm_shape_of(u);
+  const unit *from = u->residual_from;
+  addend add = {.values = residual};
+  norm_arrays of_residual;
+  if (from) {
+    of_residual = arrays_of(n, from);
+    add = (addend){.values = from->z, .norm = &of_residual, .relu = from->relu};
+  }
+  n->device->fused->norm_apply(&shape, u->y, u->z, a, u->has_residual ? &add : NULL, u->relu);
+}
+
+// The convolution of training, and its statistics; then the norm.
+static void unit_forward_fused(network *n, unit *u, const void *residual) {
+  const fusions *f = n->device->fused;
   const norm_arrays a = arrays_of(n, u);
   const void *w = rounded_weight_of(n, u->weight);
   if (u->x_from) {
@@ -307,47 +336,45 @@ static void unit_forward_fused(network *n, unit *u, const void *residual, bool r
   } else {
     f->conv_statistics(&u->shape, u->z, u->x, w, &a);
   }
-  if (!u->y_left_out) f->norm_apply(&shape, u->y, u->z, &a, residual, relu);
+  if (!u->y_left_out) apply_norm(n, u, &a, residual);
 }
 
 // The same; in training with the batch's statistics.
-static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool relu,
-                         bool training) {
+static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool training) {
   const device *d = n->device;
   u->shape.batch = n->batch;
   u->x = x;
-  u->has_residual = residual;
   if (!training) {
-    unit_inference(n, u, x, residual, relu);
+    unit_inference(n, u, x, residual);
     return;
   }
   if (d->fused) {
-    unit_forward_fused(n, u, residual, relu);
+    unit_forward_fused(n, u, residual);
     return;
   }
   const norm_shape shape = norm_shape_of(u);
   const norm_arrays a = arrays_of(n, u);
   const void *w = rounded_weight_of(n, u->weight);
   d->conv_forward(&u->shape, u->z, x, w, u->sums);
-  d->norm_forward(&shape, u->y, u->z, u->sums, a.gamma, a.beta, residual, relu, a.running_mean,
+  d->norm_forward(&shape, u->y, u->z, u->sums, a.gamma, a.beta, residual, u->relu, a.running_mean,
                   a.running_var, a.mean, a.inverse_std);
 }
 
 void network_forward(network *n, int batch, bool training) {
   const device *d = n->device;
   n->batch = batch;
-  unit_forward(n, &n->units[0], n->input, NULL, true, training);
+  unit_forward(n, &n->units[0], n->input, NULL, training);
   const void *x = n->units[0].y;
   for (int i = 0; i < BLOCKS; i++) {
     unit *a = &n->units[n->blocks[i].a], *b = &n->units[n->blocks[i].b];
     const void *residual = x;
-    unit_forward(n, a, x, NULL, true, training);
+    unit_forward(n, a, x, NULL, training);
     if (n->blocks[i].shortcut >= 0) {
       unit *shortcut = &n->units[n->blocks[i].shortcut];
-      unit_forward(n, shortcut, x, NULL, false, training);
+      unit_forward(n, shortcut, x, NULL, training);
       residual = shortcut->y;
     }
-    unit_forward(n, b, a->y, residual, true, training);
+    unit_forward(n, b, a->y, residual, training);
     x = b->y;
   }
   const int channels = 8 * n->width, pixels = norm_shape_of(&n->units[UNITS - 1]).pixels / batch;
@@ -381,7 +408,7 @@ static void unit_backward_weight(network *n, unit *u, gradient_buffer *dz) {
 // output (dy); then that of its filters. dresidual as in device.h. masked: dy has been through ReLU's
 // mask already, and gamma's and beta's gradients are there; then dy itself is the residual's.
 static void unit_backward(network *n, unit *u, gradient_buffer *dz, gradient_buffer *dresidual,
-                          gradient_buffer *dy, bool relu, bool masked) {
+                          gradient_buffer *dy, bool masked) {
   const device *d = n->device;
   const norm_shape shape = norm_shape_of(u);
   const norm_arrays a = arrays_of(n, u);
@@ -392,7 +419,7 @@ static void unit_backward(network *n, unit *u, gradient_buffer *dz, gradient_buf
   } else {
     if (dresidual) wait_for_reader(n, dresidual);
     d->norm_backward(&shape, dz->data, dresidual ? dresidual->data : NULL, dgamma, dbeta, dy->data,
-                     u->y, u->z, a.gamma, a.mean, a.inverse_std, relu);
+                     u->y, u->z, a.gamma, a.mean, a.inverse_std, u->relu);
   }
   unit_backward_weight(n, u, dz);
 }
@@ -440,13 +467,13 @@ static bool unit_backward_input(network *n, unit *u, gradient_buffer *dx, const 
 static bool block_backward(network *n, const block *k, const unit *below, bool masked) {
   unit *a = &n->units[k->a], *b = &n->units[k->b];
   gradient_buffer *dy = &n->gradient[0], *da = &n->gradient[1], *dz = &n->gradient[2];
-  unit_backward(n, b, dz, dy, dy, true, masked); // dy is now the residual's gradient
+  unit_backward(n, b, dz, dy, dy, masked); // dy is now the residual's gradient
   const bool a_masked = unit_backward_input(n, b, da, dz, false, a);
-  unit_backward(n, a, da, NULL, da, true, a_masked);
+  unit_backward(n, a, da, NULL, da, a_masked);
   if (k->shortcut < 0) // the residual was x itself, so its gradient is already x's, in part
     return unit_backward_input(n, a, dy, da, true, below);
   unit *shortcut = &n->units[k->shortcut];
-  unit_backward(n, shortcut, dy, NULL, dy, false, false);
+  unit_backward(n, shortcut, dy, NULL, dy, false);
   unit_backward_input(n, shortcut, dz, dy, false, NULL);
   const bool x_masked = unit_backward_input(n, a, dz, da, true, below);
   const gradient_buffer of_shortcut = *dy;
@@ -465,6 +492,6 @@ void network_backward(network *n) {
   d->pool_backward(n->batch, pixels, channels, n->gradient[0].data, n->gradient[1].data);
   for (int i = BLOCKS - 1; i >= 0; i--)
     masked = block_backward(n, &n->blocks[i], &n->units[i ? n->blocks[i - 1].b : 0], masked);
-  unit_backward(n, &n->units[0], &n->gradient[0], NULL, &n->gradient[0], true, masked);
+  unit_backward(n, &n->units[0], &n->gradient[0], NULL, &n->gradient[0], masked);
   for (int i = 0; i < 3; i++) wait_for_reader(n, &n->gradient[i]); // all weight gradients are there
 }

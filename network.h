@@ -35,16 +35,18 @@ enum { UNITS = 20, BLOCKS = 8, PARAMETERS = 3 * UNITS + 2, STATISTICS = 2 * UNIT
 // A convolution and the batch normalisation behind it. Arrays live on the device.
 typedef struct unit {
   conv_shape shape;        // its batch is that of the last network_forward
+  bool has_residual;       // one is added behind the norm: in each block's b
+  bool relu;               // behind all this: everywhere but in a shortcut
   int weight, gamma, beta; // positions in the network's parameters.list
   int mean, variance;      // positions in statistics_list
   const void *x;           // what the convolution read: the input or another unit's y
-  // In training, the unit below, where it leaves out its y: x is computed from its z. Else NULL.
-  const struct unit *x_from;
-  void *z;           // the convolution's output, in training  [B][P][Q][Cout]
-  void *y;           // after norm, residual sum and ReLU, same shape
-  bool y_left_out;   // training does not store y: who reads it computes it from z
-  bool has_residual; // was one added in the last network_forward?
-  double *sums;      // [2][Cout], of z, for the norm
+  // In training, the unit whose output is x, or is the residual, where that unit leaves out its y: it is
+  // computed from its z. Else NULL.
+  const struct unit *x_from, *residual_from;
+  void *z;         // the convolution's output, in training  [B][P][Q][Cout]
+  void *y;         // after norm, residual sum and ReLU, same shape
+  bool y_left_out; // training does not store y: who reads it computes it from z
+  double *sums;    // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass
 } unit;
 

@@ -34,9 +34,11 @@
 // 558 MB in 45 and 314 MB in 25, where the convolution normalises what it stores. (Another 40 launches went
 // when the last block of a launch came to add up the partial sums: gpu/sums.h.)
 //
-// Inside a block, y has one reader forward, the second convolution, and one backward, its weight
-// gradient. Both can read z and make y of it on the way (gpu/norm.h, normalise_eight). Then z is not read to
-// be normalised and y is not written: of six trips four are left, and 126 MB and 8 launches less in a step.
+// A y without a residual is a multiply-add away from z. So who reads it can read z and make y of it on the
+// way: inside a block the second convolution and its weight gradient (gpu/norm.h, normalise_eight), of a
+// shortcut the kernel below that adds it, of the stem all three. Then z is not read to be normalised and y is
+// not written: of six trips four are left, and 189 MB and 12 launches less in a step. What training
+// still stores is the blocks' outputs.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
 #include "gpu/norm.h"
@@ -52,21 +54,37 @@ static __global__ void finish_statistics(norm_shape shape, const double *sums, n
   if (c < shape.channels) find_statistics(of, c, shape.pixels, sums[c], sums[shape.channels + c]);
 }
 
-static __global__ void normalise_value(norm_shape shape, bf16 *y, const bf16 *z,
-                                       const bf16 *residual, normal of, bool relu) {
+// What is added before ReLU: `addend` of device.h, for a kernel.
+typedef struct {
+  const bf16 *values; // NULL: nothing is
+  normal norm;        // of the values; no gamma: they are added as they are
+  bool relu;          // behind that norm
+} summand;
+
+// What norm_apply would have stored.
+static __device__ float output_of(const channel_normal &n, float z, bool relu) {
+  const float y = normalised(n, z);
+  return to_float(to_bf16(relu ? relu_of(y) : y));
+}
+
+static __global__ void normalise_value(norm_shape shape, bf16 *y, const bf16 *z, summand add,
+                                       normal of, bool relu) {
   const size_t i = thread_number();
   if (i >= (size_t)shape.pixels * shape.channels) return;
   const int c = (int)(i % shape.channels);
   float value = normalised(normal_of(of, c), to_float(z[i]));
-  if (residual) value += to_float(residual[i]);
+  if (add.values) {
+    const float added = to_float(add.values[i]);
+    value += add.norm.gamma ? output_of(normal_of(add.norm, c), added, add.relu) : added;
+  }
   y[i] = to_bf16(relu ? relu_of(value) : value);
 }
 
-static void normalise_values(const norm_shape *shape, void *y, const void *z, const void *residual,
+static void normalise_values(const norm_shape *shape, void *y, const void *z, const summand &add,
                              const normal &of, bool relu) {
   launch("normalise_value", normalise_value,
-         {blocks_for((size_t)shape->pixels * shape->channels), THREADS, 0}, *shape, y, z, residual,
-         of, relu);
+         {blocks_for((size_t)shape->pixels * shape->channels), THREADS, 0}, *shape, y, z, add, of,
+         relu);
 }
 
 // -- Batch normalisation, forward, fast ----------------------------------------------------------
@@ -122,43 +140,56 @@ static __device__ int first_pixel(int run) {
   return blockIdx.x * blockDim.y * run + threadIdx.y;
 }
 
-static __global__ void __launch_bounds__(THREADS)
-    normalise_eights(norm_shape shape, bf16 *__restrict__ y, const bf16 *__restrict__ z,
-                     const bf16 *__restrict__ residual, normal of, bool relu) {
-  const int c = first_channel();
-  if (c >= shape.channels) return;
+// The constants of eight channels, from c on.
+static __device__ void load_normals(channel_normal *normals, const normal &of, int c) {
   const float8 mean = load_floats(of.mean + c), beta = load_floats(of.beta + c);
   const float8 gamma = load_floats(of.gamma + c);
   const float8 spread = load_floats((of.inverse_std ? of.inverse_std : of.variance) + c);
-  channel_normal normals[EIGHT];
   for (int j = 0; j < EIGHT; j++)
     normals[j] = normal_from(gamma.value[j], beta.value[j], mean.value[j],
                              of.inverse_std ? spread.value[j] : inverse_std_from(spread.value[j]));
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    normalise_eights(norm_shape shape, bf16 *__restrict__ y, const bf16 *__restrict__ z,
+                     summand add, normal of, bool relu) {
+  const int c = first_channel();
+  if (c >= shape.channels) return;
+  channel_normal normals[EIGHT], of_added[EIGHT] = {};
+  load_normals(normals, of, c);
+  if (add.norm.gamma) load_normals(of_added, add.norm, c);
   for (int i = 0; i < RUN; i++) {
     const int pixel = first_pixel(RUN) + i * blockDim.y;
     if (pixel >= shape.pixels) return;
     const size_t at = (size_t)pixel * shape.channels + c;
-    float8 value = load_bf16x8(z + at), add = {};
-    if (residual) add = load_bf16x8(residual + at);
+    float8 value = load_bf16x8(z + at), added = {};
+    if (add.values) added = load_bf16x8(add.values + at);
+    for (int j = 0; add.norm.gamma && j < EIGHT; j++)
+      added.value[j] = output_of(of_added[j], added.value[j], add.relu);
     for (int j = 0; j < EIGHT; j++) {
-      const float sum = normalised(normals[j], value.value[j]) + add.value[j];
+      const float sum = normalised(normals[j], value.value[j]) + added.value[j];
       value.value[j] = relu ? relu_of(sum) : sum;
     }
     store_bf16x8(y + at, value);
   }
 }
 
+static summand stored_summand(const void *residual) {
+  summand add = {};
+  add.values = (const bf16 *)residual;
+  return add;
+}
+
 // PLAIN: the plain kernel for every shape.
 template <bool PLAIN>
-static void normalise(const norm_shape *shape, void *y, const void *z, const void *residual,
+static void normalise(const norm_shape *shape, void *y, const void *z, const summand &add,
                       const normal &of, bool relu) {
   if (PLAIN || shape->channels % EIGHT) {
-    normalise_values(shape, y, z, residual, of, relu);
+    normalise_values(shape, y, z, add, of, relu);
     return;
   }
   const tiling t = tiling_of(shape, RUN, 0);
-  launch("normalise_eights", normalise_eights, {t.grid, t.block, 0}, *shape, y, z, residual, of,
-         relu);
+  launch("normalise_eights", normalise_eights, {t.grid, t.block, 0}, *shape, y, z, add, of, relu);
 }
 
 template <bool PLAIN>
@@ -169,20 +200,26 @@ static void norm_forward(const norm_shape *shape, void *y, const void *z, const 
   const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   launch("finish_statistics", finish_statistics, {blocks_for(shape->channels), THREADS, 0}, *shape,
          sums, n);
-  normalise<PLAIN>(shape, y, z, residual, training_normal(&n), relu);
+  normalise<PLAIN>(shape, y, z, stored_summand(residual), training_normal(&n), relu);
 }
 
 // The same, where the convolution has found the statistics as well.
 static void norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                       const void *residual, bool relu) {
-  normalise<false>(shape, y, z, residual, training_normal(n), relu);
+                       const addend *residual, bool relu) {
+  summand add = stored_summand(residual ? residual->values : NULL);
+  if (residual && residual->norm) {
+    add.norm = training_normal(residual->norm);
+    add.relu = residual->relu;
+  }
+  normalise<false>(shape, y, z, add, training_normal(n), relu);
 }
 
 template <bool PLAIN>
 static void norm_inference(const norm_shape *shape, void *y, const void *z, const real *gamma,
                            const real *beta, const void *residual, bool relu,
                            const real *running_mean, const real *running_var) {
-  normalise<PLAIN>(shape, y, z, residual, {gamma, beta, running_mean, NULL, running_var}, relu);
+  normalise<PLAIN>(shape, y, z, stored_summand(residual),
+                   {gamma, beta, running_mean, NULL, running_var}, relu);
 }
 
 // -- Batch normalisation, backward, plain --------------------------------------------------------

@@ -98,11 +98,11 @@ void bf16_norm_factors(int channels, float *scale, float *shift, const real *gam
 }
 
 void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const void *residual, bool relu) {
+                     const addend *residual, bool relu) {
   float *scale = new_factors(shape->channels, 2);
   float *shift = scale + blocks_of(shape->channels) * SIDE;
   bf16_norm_factors(shape->channels, scale, shift, n->gamma, n->beta, n->mean, n->inverse_std);
-  normalise(shape, y, z, residual, scale, shift, relu);
+  normalise(shape, y, z, residual ? residual->values : NULL, scale, shift, relu);
   free(scale);
 }
 
@@ -112,7 +112,8 @@ void bf16_norm_forward(const norm_shape *shape, void *y, const void *z, const do
                        real *saved_inverse_std) {
   const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   reference_norm_statistics(shape, sums, running_mean, running_var, saved_mean, saved_inverse_std);
-  bf16_norm_apply(shape, y, z, &n, residual, relu);
+  const addend add = {.values = residual};
+  bf16_norm_apply(shape, y, z, &n, residual ? &add : NULL, relu);
 }
 
 void bf16_inference_factors(int channels, float *scale, float *shift, const real *gamma,

@@ -26,7 +26,7 @@ void bf16_linear_backward(int batch, int channels, void *dx, real *dw, real *dbi
 
 // Of device.h's fusions.
 void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const void *residual, bool relu);
+                     const addend *residual, bool relu);
 void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
 

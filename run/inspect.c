@@ -101,8 +101,10 @@ static const char *bad_output(const network *n, const unit *u) {
     char *text = output_of(&n->parameter_list[u->weight]);
     return u->x_from ? strcat(text, " or of the norm below it") : text;
   }
-  if (!u->y_left_out && !activations_finite(n, u->y, shape))
-    return output_of(&n->parameter_list[u->gamma]);
+  if (!u->y_left_out && !activations_finite(n, u->y, shape)) {
+    char *text = output_of(&n->parameter_list[u->gamma]);
+    return u->residual_from ? strcat(text, " or of the norm that is added to it") : text;
+  }
   return NULL;
 }
 

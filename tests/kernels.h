@@ -53,6 +53,7 @@ typedef struct test_case {
   };
   union {
     int alias, lambda; // norm_backward: which arrays are one; make_step's numbers
+    enum { AS_IT_IS, NORM, NORM_AND_RELU } added_norm; // norm_apply: made of the residual first
   };
   extent size;
 } test_case;

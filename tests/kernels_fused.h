@@ -148,17 +148,44 @@ static void test_conv_statistics(const test_case *c, const devices *on) {
   }
 }
 
+static norm_arrays arrays_below; // of another norm than the one at work
+
+// In values, which an activation can hold, what a norm makes of the z that are returned. A z whose normalised
+// value could fall to either side of zero, or of the middle between two bf16, by 16 roundings, is not drawn:
+// then the values are certain, and the tolerance is that of what is done with them.
+static real *draw_z_of(real *values, size_t count, const host_norm *h, size_t channels, bool relu) {
+  real *z = poison(count);
+  for (size_t i = 0; i < count; i++) {
+    const size_t k = i % channels;
+    const double scale = (double)h->gamma[k] * h->inverse_std[k];
+    double value, slack;
+    do {
+      z[i] = to_nearest_bf16((float)random_normal(&stream));
+      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
+      slack = fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k]));
+      slack = 16 * EPSILON * (slack + fabs((double)h->beta[k]));
+    } while (to_nearest_bf16((float)(value - slack)) != to_nearest_bf16((float)(value + slack)));
+    values[i] = to_nearest_bf16((float)(relu ? fmax(0, value) : value));
+  }
+  return z;
+}
+
 static void launch_norm_apply(const test_case *c, const device *d) {
   const norm_arrays n = arrays_at_work();
-  d->fused->norm_apply(&c->norm, y->data, x->data, &n, c->with_residual ? residual->data : NULL,
-                       c->relu);
+  const addend add = {.values = residual->data,
+                      .norm = c->added_norm ? &arrays_below : NULL,
+                      .relu = c->added_norm == NORM_AND_RELU};
+  d->fused->norm_apply(&c->norm, y->data, x->data, &n, c->with_residual ? &add : NULL, c->relu);
 }
 
 static void test_norm_apply(const test_case *c, const devices *on) {
   const norm_inputs n = draw_norm(&c->norm);
   const size_t channels = (size_t)c->norm.channels;
   host_norm h = draw_host_norm(channels);
-  real *expected = poison(n.count);
+  const host_norm below = draw_host_norm(channels);
+  real *expected = poison(n.count), *added = n.residual;
+  if (c->added_norm)
+    added = draw_z_of(n.residual, n.count, &below, channels, c->added_norm == NORM_AND_RELU);
   reference_norm_forward(&c->norm, expected, n.x, n.sums, n.gamma, n.beta,
                          c->with_residual ? n.residual : NULL, c->relu, n.mean, n.variance, h.mean,
                          h.inverse_std);
@@ -166,10 +193,12 @@ static void test_norm_apply(const test_case *c, const devices *on) {
   const double *slack = norm_slack(&c->norm, &n, h.mean, h.inverse_std, c->with_residual);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
-    if (!d->fused) continue;
+    if (!d->fused || (c->added_norm && !d->fused->takes_norm)) continue;
     x = input_activations(d, n.x, n.shape);
     y = output_activations(d, n.shape);
-    if (c->with_residual) residual = input_activations(d, n.residual, n.shape);
+    residual = input_activations(d, added, n.shape);
+    put_norm(d, &below, channels, false);
+    arrays_below = arrays_at_work();
     put_norm(d, &h, channels, false);
     run(c, d, launch_norm_apply);
     compare(c, y, "", expected, slack);
@@ -180,30 +209,8 @@ static void test_norm_apply(const test_case *c, const devices *on) {
 // -- norm_conv_statistics and norm_conv_backward_weight ---------------------------------------------
 
 static array *z_below;
-static norm_arrays arrays_below; // of the norm below; the arrays at work are the convolution's own
-
 static norm_below norm_and_z_below(void) {
   return (norm_below){.norm = arrays_below, .z = z_below->data};
-}
-
-// z below, and in n->x what the convolution has to read in its place. A z whose normalised value could
-// fall to either side of zero, or of the middle between two bf16, by 16 roundings, is not drawn: then x is
-// certain, and the tolerance is the convolution's alone.
-static real *draw_z_below(const conv_inputs *n, const host_norm *h, size_t channels) {
-  real *z = poison(n->in);
-  for (size_t i = 0; i < n->in; i++) {
-    const size_t k = i % channels;
-    const double scale = (double)h->gamma[k] * h->inverse_std[k];
-    double value, slack;
-    do {
-      z[i] = to_nearest_bf16((float)random_normal(&stream));
-      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
-      slack = fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k]));
-      slack = 16 * EPSILON * (slack + fabs((double)h->beta[k]));
-    } while (to_nearest_bf16((float)(value - slack)) != to_nearest_bf16((float)(value + slack)));
-    n->x[i] = to_nearest_bf16((float)fmax(0, value));
-  }
-  return z;
 }
 
 static void put_below(const device *d, const conv_inputs *n, const host_norm *h, const real *z) {
@@ -223,7 +230,7 @@ static void test_norm_conv_statistics(const test_case *c, const devices *on) {
   const conv_inputs in = draw_conv(s);
   const host_norm h = draw_host_norm((size_t)s->out_channels);
   const host_norm below = draw_host_norm((size_t)s->in_channels);
-  const real *z = draw_z_below(&in, &below, (size_t)s->in_channels);
+  const real *z = draw_z_of(in.x, in.in, &below, (size_t)s->in_channels, true);
   const expectation e = expect_forward(s, &in);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
@@ -248,7 +255,7 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
   const conv_shape *s = &c->conv;
   const conv_inputs n = draw_conv(s);
   const host_norm below = draw_host_norm((size_t)s->in_channels);
-  const real *z = draw_z_below(&n, &below, (size_t)s->in_channels);
+  const real *z = draw_z_of(n.x, n.in, &below, (size_t)s->in_channels, true);
   const expectation e = expect_backward_weight(s, &n);
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];

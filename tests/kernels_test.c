@@ -205,6 +205,11 @@ static void add_norm(int images, int pixels, int channels, extent size) {
     c = add_case("norm_apply", test_norm_apply, "%d x %d%s", pixels, channels, what);
     c->norm = s, c->with_residual = residual, c->relu = relu, c->size = size;
   }
+  for (int added = NORM; added <= NORM_AND_RELU; added++) {
+    test_case *c = add_case("norm_apply", test_norm_apply, "%d x %d, ReLU, norm%s of the residual",
+                            pixels, channels, added == NORM ? "" : " and ReLU");
+    c->norm = s, c->with_residual = true, c->relu = true, c->added_norm = added, c->size = size;
+  }
   for (int i = 0; i < 2 * ALIASES; i++) {
     test_case *c = add_case("norm_backward", test_norm_backward, "%d x %d%s%s", pixels, channels,
                             i & 1 ? ", ReLU" : "", alias_names[i / 2]);

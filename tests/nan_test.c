@@ -190,6 +190,31 @@ static void test_norm(int pixels, int channels) {
   }
 }
 
+// From the z or the norm of what is added, where the device makes it on the way.
+static void test_added_norm(int channels, int place, bool relu) {
+  const norm_shape s = {35, channels, 1};
+  const activation_shape shape = {1, 35, channels};
+  const size_t count = (size_t)35 * channels, at = somewhere(place == Z ? count : (size_t)channels);
+  real *values[PLACES];
+  array on[PLACES], y = zero_activations(shape), one = put(REALS, ones(channels), channels);
+  for (int i = 0; i < PLACES; i++) values[i] = normals(i == Z ? count : (size_t)channels, 0, 1);
+  values[place][at] = a_nan();
+  on[Z] = put_activations(values[Z], shape);
+  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], channels);
+  const norm_arrays of = {.gamma = on[GAMMA].there,
+                          .beta = on[BETA].there,
+                          .mean = on[MEAN].there,
+                          .inverse_std = on[VARIANCE].there};
+  const norm_arrays own = {
+      .gamma = one.there, .beta = one.there, .mean = one.there, .inverse_std = one.there};
+  const addend add = {.values = on[Z].there, .norm = &of, .relu = relu};
+  d->fused->norm_apply(&s, y.there, put_activations(normals(count, 0, 1), shape).there, &own, &add,
+                       true);
+  expect(&y, only(count, at, place == Z ? 0 : channels), "norm_apply, from the norm that it adds");
+  let_go();
+  release();
+}
+
 // From dy, where y lets it through: dresidual there, and through the sums the whole channel.
 static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) {
   const norm_shape s = {pixels, channels, 1};
@@ -473,7 +498,10 @@ static void test_device(void) {
   for (int place = Z; d->conv_norm_inference && place <= RESIDUAL; place++)
     for (int relu = 0; relu < 2; relu++) test_conv_norm(place, relu);
   for (int place = Z; d->fused && d->fused->takes_norm && place < PLACES; place++)
-    if (place != RESIDUAL) test_norm_conv(place);
+    if (place != RESIDUAL) {
+      test_norm_conv(place);
+      for (int i = 0; i < 4; i++) test_added_norm(channels[i / 2], place, i % 2);
+    }
   for (int j = 0; j < CLASSES; j++) test_loss(j % 2 ? 37 : 3, j);
   for (int place = 0; place < 4; place++) test_sgd(1003, place);
 }
