@@ -247,7 +247,7 @@ static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, c
   use_of_sums use = {};
   end.accumulate = accumulate;
   end.norm = training_normal(&below->norm);
-  end.z = (const bf16 *)below->z, end.y = (const bf16 *)below->y;
+  end.z = (const bf16 *)below->z, end.mask = below->mask;
   use.inverse_std = below->norm.inverse_std;
   use.dgamma = below->dgamma, use.dbeta = below->dbeta;
   input_gradient(s, g, dz, w, end, &use);

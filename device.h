@@ -141,7 +141,10 @@ typedef struct {
 typedef struct {
   norm_arrays norm;
   const void *z; // what was normalised
-  const void *y; // what came out, x itself; NULL where no residual was added: z tells it, too
+  // What came out, x itself; or, with a device that keeps masks, its mask (fusions). Both NULL where no
+  // residual was added: z tells as much.
+  const void *y;
+  const uint8_t *mask;
   real *dgamma, *dbeta; // written on the way back
 } norm_below;
 
@@ -330,8 +333,11 @@ struct fusions {
                           const norm_arrays *n);
   // The rest: y = act(gamma (z - mean) inverse_std + beta + residual). residual may be NULL. Only a
   // device with takes_norm is given one that has a norm; it adds what norm_apply would have stored.
-  void (*norm_apply)(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const addend *residual, bool relu);
+  // mask (NULL: none is kept): where y is above zero, a bit for each number, bit i % 8 of byte i / 8 for
+  // number i of [n][C]. conv_backward_masked will read it in place of y, a sixteenth of the bytes.
+  void (*norm_apply)(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                     const norm_arrays *n, const addend *residual, bool relu);
+  bool keeps_masks; // norm_apply can write one, and conv_backward_masked wants one
 
   // conv_backward_input, whose dx is the gradient of a ReLU's output; and the first part of that
   // layer's norm_backward: in place of dx, g = dx where the output was above zero, else 0; and

@@ -2,10 +2,11 @@
 // network.h has the picture; every operation called here is explained in device.h.
 //
 // Memory. Training keeps two activations a unit: z, which the norm's backward pass needs, and y,
-// which ReLU's mask and the next convolution's weight gradient need. (A device may compute a y that has no
-// residual in it from z, where it is read: device.h, takes_norm. Then training stores only the blocks' outputs,
-// and evaluation all.) Gradients of activations are needed only until the layer before has used them, so three
-// buffers serve for all of them; they are drawn beside block_backward.
+// which ReLU's mask and the next convolution's weight gradient need; a device may want the mask by
+// itself, too. (A device may also compute a y that has no residual in it from z, where it is read:
+// device.h, takes_norm. Then training stores only the blocks' outputs, and evaluation all.) Gradients of
+// activations are needed only until the layer before has used them, so three buffers serve for all of them;
+// they are drawn beside block_backward.
 #include "network.h"
 
 #include "run/random.h"
@@ -120,12 +121,18 @@ static activation_shape pooled_shape(const network *n, int images) {
   return (activation_shape){images, 1, 8 * n->width};
 }
 
+static bool keeps_mask(const device *d, const unit *u) {
+  return d->fused && d->fused->keeps_masks && u->has_residual;
+}
+
 static void allocate_unit(network *n, unit *u) {
   const device *d = n->device;
   const size_t channels = (size_t)u->shape.out_channels;
   const size_t bytes = activation_size(d, unit_output_shape(u, n->max_batch));
   u->z = d->allocate(bytes);
   u->y = d->allocate(bytes);
+  if (keeps_mask(d, u))
+    u->mask = d->allocate((activation_count(unit_output_shape(u, n->max_batch)) + 7) / 8);
   u->sums = d->allocate(2 * channels * sizeof(double));
   u->saved_mean = d->allocate(channels * sizeof(real));
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
@@ -188,6 +195,7 @@ void network_free(network *n) {
     unit *u = &n->units[i];
     d->release(u->z);
     d->release(u->y);
+    d->release(u->mask);
     d->release(u->sums);
     d->release(u->saved_mean);
     d->release(u->saved_inverse_std);
@@ -205,8 +213,11 @@ size_t network_bytes_per_image(const network *n) {
   size_t bytes = activation_size(d, input_shape(block)) +
                  activation_size(d, pooled_shape(n, block)) +
                  3 * activation_size(d, unit_output_shape(&n->units[0], block));
-  for (int i = 0; i < UNITS; i++)
-    bytes += 2 * activation_size(d, unit_output_shape(&n->units[i], block));
+  for (int i = 0; i < UNITS; i++) {
+    const activation_shape shape = unit_output_shape(&n->units[i], block);
+    bytes += 2 * activation_size(d, shape);
+    if (keeps_mask(d, &n->units[i])) bytes += activation_count(shape) / 8;
+  }
   return bytes / block + 2 * CLASSES * sizeof(real);
 }
 
@@ -308,6 +319,7 @@ static norm_below below_of(const network *n, const unit *u) {
   return (norm_below){.norm = arrays_of(n, u),
                       .z = u->z,
                       .y = u->has_residual ? u->y : NULL,
+                      .mask = u->mask,
                       .dgamma = gradient_of(n, u->gamma),
                       .dbeta = gradient_of(n, u->beta)};
 }
@@ -322,7 +334,8 @@ static void apply_norm(const network *n, unit *u, const norm_arrays *a, const vo
     of_residual = arrays_of(n, from);
     add = (addend){.values = from->z, .norm = &of_residual, .relu = from->relu};
   }
-  n->device->fused->norm_apply(&shape, u->y, u->z, a, u->has_residual ? &add : NULL, u->relu);
+  n->device->fused->norm_apply(&shape, u->y, u->mask, u->z, a, u->has_residual ? &add : NULL,
+                               u->relu);
 }
 
 // The convolution of training, and its statistics; then the norm.

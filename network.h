@@ -45,6 +45,7 @@ typedef struct unit {
   const struct unit *x_from, *residual_from;
   void *z;         // the convolution's output, in training  [B][P][Q][Cout]
   void *y;         // after norm, residual sum and ReLU, same shape
+  uint8_t *mask;   // where a y with a residual is above zero, if the device keeps masks; else NULL
   bool y_left_out; // training does not store y: who reads it computes it from z
   double *sums;    // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass

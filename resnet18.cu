@@ -26,7 +26,7 @@
 //
 // Backward takes two passes and cannot do with one: every dz needs the sums over all pixels. But the
 // first of them can be shared. Whoever computes dy, the input gradient of the convolution above, has
-// each of its tiles at hand: there the mask and the sums cost only the trips of z and, with a
+// each of its tiles at hand: there the mask and the sums cost only the trip of z and, with a
 // residual, of y (the `fusions` of device.h; gpu/epilogue.h). What is stored then is g, so that the
 // last pass needs no y and the residual's gradient is there already. Of nine trips six are left, of
 // eleven eight. `make cost` counted it, for a step at width 64 and batch 128: 3,420 MB in 207 launches
@@ -39,6 +39,9 @@
 // shortcut the kernel below that adds it, of the stem all three. Then z is not read to be normalised and y is
 // not written: of six trips four are left, and 189 MB and 12 launches less in a step. What training
 // still stores is the blocks' outputs.
+//
+// Of those, the mask wants one bit each, not the 16 of y. So the kernel that stores y stores its bits beside
+// it, and the trip of y on the way back is a trip of a sixteenth of it: 53 MB less.
 //
 // Checked by `make check`: all kernels against reference/resnet18.c, which defines the operations.
 #include "gpu/norm.h"
@@ -80,11 +83,23 @@ static __global__ void normalise_value(norm_shape shape, bf16 *y, const bf16 *z,
   y[i] = to_bf16(relu ? relu_of(value) : value);
 }
 
-static void normalise_values(const norm_shape *shape, void *y, const void *z, const summand &add,
-                             const normal &of, bool relu) {
-  launch("normalise_value", normalise_value,
-         {blocks_for((size_t)shape->pixels * shape->channels), THREADS, 0}, *shape, y, z, add, of,
+// A thread a byte.
+static __global__ void find_mask(size_t count, uint8_t *mask, const bf16 *y) {
+  const size_t byte = thread_number();
+  if (byte >= (count + 7) / 8) return;
+  unsigned bits = 0;
+  for (size_t i = 8 * byte; i < count && i < 8 * byte + 8; i++)
+    bits |= (to_float(y[i]) <= 0 ? 0 : 1u) << i % 8;
+  mask[byte] = bits;
+}
+
+static void normalise_values(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                             const summand &add, const normal &of, bool relu) {
+  const size_t count = (size_t)shape->pixels * shape->channels;
+  launch("normalise_value", normalise_value, {blocks_for(count), THREADS, 0}, *shape, y, z, add, of,
          relu);
+  if (mask)
+    launch("find_mask", find_mask, {blocks_for((count + 7) / 8), THREADS, 0}, count, mask, y);
 }
 
 // -- Batch normalisation, forward, fast ----------------------------------------------------------
@@ -151,8 +166,8 @@ static __device__ void load_normals(channel_normal *normals, const normal &of, i
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    normalise_eights(norm_shape shape, bf16 *__restrict__ y, const bf16 *__restrict__ z,
-                     summand add, normal of, bool relu) {
+    normalise_eights(norm_shape shape, bf16 *__restrict__ y, uint8_t *mask,
+                     const bf16 *__restrict__ z, summand add, normal of, bool relu) {
   const int c = first_channel();
   if (c >= shape.channels) return;
   channel_normal normals[EIGHT], of_added[EIGHT] = {};
@@ -166,11 +181,14 @@ static __global__ void __launch_bounds__(THREADS)
     if (add.values) added = load_bf16x8(add.values + at);
     for (int j = 0; add.norm.gamma && j < EIGHT; j++)
       added.value[j] = output_of(of_added[j], added.value[j], add.relu);
+    unsigned bits = 0;
     for (int j = 0; j < EIGHT; j++) {
       const float sum = normalised(normals[j], value.value[j]) + added.value[j];
       value.value[j] = relu ? relu_of(sum) : sum;
+      bits |= (sum <= 0 ? 0 : 1u) << j;
     }
     store_bf16x8(y + at, value);
+    if (mask) mask[at / 8] = bits;
   }
 }
 
@@ -182,14 +200,15 @@ static summand stored_summand(const void *residual) {
 
 // PLAIN: the plain kernel for every shape.
 template <bool PLAIN>
-static void normalise(const norm_shape *shape, void *y, const void *z, const summand &add,
-                      const normal &of, bool relu) {
+static void normalise(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                      const summand &add, const normal &of, bool relu) {
   if (PLAIN || shape->channels % EIGHT) {
-    normalise_values(shape, y, z, add, of, relu);
+    normalise_values(shape, y, mask, z, add, of, relu);
     return;
   }
   const tiling t = tiling_of(shape, RUN, 0);
-  launch("normalise_eights", normalise_eights, {t.grid, t.block, 0}, *shape, y, z, add, of, relu);
+  launch("normalise_eights", normalise_eights, {t.grid, t.block, 0}, *shape, y, mask, z, add, of,
+         relu);
 }
 
 template <bool PLAIN>
@@ -200,25 +219,25 @@ static void norm_forward(const norm_shape *shape, void *y, const void *z, const 
   const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   launch("finish_statistics", finish_statistics, {blocks_for(shape->channels), THREADS, 0}, *shape,
          sums, n);
-  normalise<PLAIN>(shape, y, z, stored_summand(residual), training_normal(&n), relu);
+  normalise<PLAIN>(shape, y, NULL, z, stored_summand(residual), training_normal(&n), relu);
 }
 
 // The same, where the convolution has found the statistics as well.
-static void norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                       const addend *residual, bool relu) {
+static void norm_apply(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                       const norm_arrays *n, const addend *residual, bool relu) {
   summand add = stored_summand(residual ? residual->values : NULL);
   if (residual && residual->norm) {
     add.norm = training_normal(residual->norm);
     add.relu = residual->relu;
   }
-  normalise<false>(shape, y, z, add, training_normal(n), relu);
+  normalise<false>(shape, y, mask, z, add, training_normal(n), relu);
 }
 
 template <bool PLAIN>
 static void norm_inference(const norm_shape *shape, void *y, const void *z, const real *gamma,
                            const real *beta, const void *residual, bool relu,
                            const real *running_mean, const real *running_var) {
-  normalise<PLAIN>(shape, y, z, stored_summand(residual),
+  normalise<PLAIN>(shape, y, NULL, z, stored_summand(residual),
                    {gamma, beta, running_mean, NULL, running_var}, relu);
 }
 
@@ -443,6 +462,7 @@ void fill_resnet18(device *d, fusions *fused, bool plain) {
   d->norm_inference = plain ? norm_inference<true> : norm_inference<false>;
   d->norm_backward = plain ? norm_backward<true> : norm_backward<false>;
   fused->norm_apply = norm_apply;
+  fused->keeps_masks = true;
   fused->norm_spread = norm_spread;
 }
 

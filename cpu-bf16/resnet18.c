@@ -97,8 +97,9 @@ void bf16_norm_factors(int channels, float *scale, float *shift, const real *gam
     make_factor(scale + k, shift + k, gamma[k], beta[k], mean[k], inverse_std[k]);
 }
 
-void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const addend *residual, bool relu) {
+void bf16_norm_apply(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                     const norm_arrays *n, const addend *residual, bool relu) {
+  (void)mask; // this device keeps none
   float *scale = new_factors(shape->channels, 2);
   float *shift = scale + blocks_of(shape->channels) * SIDE;
   bf16_norm_factors(shape->channels, scale, shift, n->gamma, n->beta, n->mean, n->inverse_std);
@@ -113,7 +114,7 @@ void bf16_norm_forward(const norm_shape *shape, void *y, const void *z, const do
   const norm_arrays n = {gamma, beta, running_mean, running_var, saved_mean, saved_inverse_std};
   reference_norm_statistics(shape, sums, running_mean, running_var, saved_mean, saved_inverse_std);
   const addend add = {.values = residual};
-  bf16_norm_apply(shape, y, z, &n, residual ? &add : NULL, relu);
+  bf16_norm_apply(shape, y, NULL, z, &n, residual ? &add : NULL, relu);
 }
 
 void bf16_inference_factors(int channels, float *scale, float *shift, const real *gamma,

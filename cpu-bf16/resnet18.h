@@ -25,8 +25,8 @@ void bf16_linear_backward(int batch, int channels, void *dx, real *dw, real *dbi
                           const real *dlogits, const void *x, const void *w);
 
 // Of device.h's fusions.
-void bf16_norm_apply(const norm_shape *shape, void *y, const void *z, const norm_arrays *n,
-                     const addend *residual, bool relu);
+void bf16_norm_apply(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
+                     const norm_arrays *n, const addend *residual, bool relu);
 void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
                       const real *dgamma, const real *dbeta, const norm_arrays *n);
 

@@ -33,7 +33,8 @@ typedef struct {
   normal norm;
   bool relu;
   const bf16 *residual; // evaluation; may be NULL
-  const bf16 *z, *y;    // below: the convolution's output; and the block's, NULL: no residual there
+  const bf16 *z;        // below: the convolution's output;
+  const uint8_t *mask;  // and where the block's is above zero, NULL: no residual there (device.h)
 } epilogue;
 
 // Two neighbours; both: the second is there, too.
@@ -109,10 +110,12 @@ static __device__ void sum_columns(float *slices, const function &terms, const r
   store(which, n, total);
 }
 
-// g = dy where the layer below's output is above zero, else 0. Its output is y, or, where no
-// residual was added to it, follows from z and need not be read.
-static __device__ float masked(float dy, const channel_normal &n, float z, bool has_y, float y) {
-  return (has_y ? y : normalised(n, z)) <= 0 ? 0 : dy;
+// g = dy where the layer below's output is above zero, else 0. The mask tells, or, where no residual was
+// added to it, z: number i of both.
+static __device__ float masked(float dy, const epilogue &e, ptrdiff_t i, const channel_normal &n,
+                               float z) {
+  const bool zero = e.mask ? !(e.mask[i / 8] >> i % 8 & 1) : normalised(n, z) <= 0;
+  return zero ? 0 : dy;
 }
 
 // Terms of the staged result itself: z and z z. Rows beyond the last pixel are zeroes.
@@ -121,14 +124,13 @@ static __device__ two_terms squares_of(uint32_t pair) {
   return {{first, first * first}, {second, second * second}};
 }
 
-// dy in the staged tile becomes g; returns g and g (z - mean). at: the pair's place in z and y.
+// dy in the staged tile becomes g; returns g and g (z - mean). at: the pair's place in z.
 static __device__ two_terms mask_pair(uint32_t *staged, const epilogue &e, ptrdiff_t at,
                                       const channel_normal *of, const float *mean, bool both) {
   const bool aligned = e.channels % EIGHT == 0;
   const uint32_t dy = *staged, z = load_pair(e.z + at, aligned, both);
-  const uint32_t y = e.y ? load_pair(e.y + at, aligned, both) : 0;
-  const float first = masked(first_of(dy), of[0], first_of(z), e.y, first_of(y));
-  const float second = masked(second_of(dy), of[1], second_of(z), e.y, second_of(y));
+  const float first = masked(first_of(dy), e, at, of[0], first_of(z));
+  const float second = both ? masked(second_of(dy), e, at + 1, of[1], second_of(z)) : 0;
   *staged = to_pair(first, second);
   return {{first, first * (first_of(z) - mean[0])}, {second, second * (second_of(z) - mean[1])}};
 }

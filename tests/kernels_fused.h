@@ -170,12 +170,30 @@ static real *draw_z_of(real *values, size_t count, const host_norm *h, size_t ch
   return z;
 }
 
+static array *mask;
+
 static void launch_norm_apply(const test_case *c, const device *d) {
   const norm_arrays n = arrays_at_work();
   const addend add = {.values = residual->data,
                       .norm = c->added_norm ? &arrays_below : NULL,
                       .relu = c->added_norm == NORM_AND_RELU};
-  d->fused->norm_apply(&c->norm, y->data, x->data, &n, c->with_residual ? &add : NULL, c->relu);
+  d->fused->norm_apply(&c->norm, y->data, d->fused->keeps_masks ? mask->data : NULL, x->data, &n,
+                       c->with_residual ? &add : NULL, c->relu);
+}
+
+// A bit for each of these numbers: is it above zero?
+static uint8_t *mask_of(const real *values, size_t count) {
+  uint8_t *bits = take((count + 7) / 8);
+  for (size_t i = 0; i < count; i++) bits[i / 8] |= (values[i] > 0) << i % 8;
+  return bits;
+}
+
+// The mask of the y that the device stored.
+static void compare_mask(const test_case *c) {
+  const uint8_t *expected = mask_of(y->values, y->count), *stored = mask->after + mask->guard;
+  int wrong = 0;
+  for (size_t i = 0; i < mask->bytes; i++) wrong += stored[i] != expected[i];
+  if (c->relu) add_row(c, y->device->name, "mask", wrong, 0);
 }
 
 static void test_norm_apply(const test_case *c, const devices *on) {
@@ -200,8 +218,10 @@ static void test_norm_apply(const test_case *c, const devices *on) {
     put_norm(d, &below, channels, false);
     arrays_below = arrays_at_work();
     put_norm(d, &h, channels, false);
+    mask = output(d, BYTES, (n.count + 7) / 8);
     run(c, d, launch_norm_apply);
     compare(c, y, "", expected, slack);
+    if (d->fused->keeps_masks) compare_mask(c);
     free_arrays();
   }
 }
@@ -278,6 +298,7 @@ static void launch_conv_backward_masked(const test_case *c, const device *d) {
   const norm_below below = {.norm = n,
                             .z = z_below->data,
                             .y = c->y_given ? y_below->data : NULL,
+                            .mask = c->y_given && d->fused->keeps_masks ? mask->data : NULL,
                             .dgamma = dgamma->data,
                             .dbeta = dbeta->data};
   d->fused->conv_backward_masked(&c->conv, dx->data, dy->data, w->data, c->accumulate, &below);
@@ -347,6 +368,7 @@ static void test_conv_backward_masked(const test_case *c, const devices *on) {
                        : output_activations(d, n.x_shape);
     z_below = input_activations(d, z, n.x_shape);
     y_below = input_activations(d, y_of, n.x_shape);
+    mask = input(d, BYTES, mask_of(y_of, n.in), (n.in + 7) / 8);
     put_norm(d, &h, channels, false);
     dgamma = output(d, REALS, channels);
     dbeta = output(d, REALS, channels);

@@ -208,8 +208,8 @@ static void test_added_norm(int channels, int place, bool relu) {
   const norm_arrays own = {
       .gamma = one.there, .beta = one.there, .mean = one.there, .inverse_std = one.there};
   const addend add = {.values = on[Z].there, .norm = &of, .relu = relu};
-  d->fused->norm_apply(&s, y.there, put_activations(normals(count, 0, 1), shape).there, &own, &add,
-                       true);
+  d->fused->norm_apply(&s, y.there, NULL, put_activations(normals(count, 0, 1), shape).there, &own,
+                       &add, true);
   expect(&y, only(count, at, place == Z ? 0 : channels), "norm_apply, from the norm that it adds");
   let_go();
   release();
