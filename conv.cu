@@ -163,31 +163,38 @@ static void output(const conv_shape *s, void *to, const void *x, const void *w, 
   gather_job g = {};
   end.to = (bf16 *)to, end.channels = s->out_channels;
   if (halo_convolution<false, false>(s, x, w, {}, end, use)) return;
-  g.end = end, g.w = (const bf16 *)w;
+  g.end = end, g.products = 1;
   g.to_height = s->out_height, g.to_width = s->out_width;
-  g.from = source_of(x, s->in_height, s->in_width, s->in_channels);
-  g.kernel = s->kernel;
-  g.classes[0] =
+  g.product[0] = product_of(source_of(x, s->in_height, s->in_width, s->in_channels), w, s->kernel);
+  g.product[0].classes[0] =
       make_class(s->batch, s->in_channels, forward_axis(s->stride, s->kernel, s->out_height),
                  forward_axis(s->stride, s->kernel, s->out_width));
   choose_gather<false>(&g, 1, use);
 }
 
-static void input_gradient(const conv_shape *s, void *dx, const void *dz, const void *w,
-                           epilogue end, const use_of_sums *use) {
-  const int classes = s->stride * s->stride;
-  gather_job g = {};
-  end.to = (bf16 *)dx, end.channels = s->in_channels;
-  if (halo_convolution<true, false>(s, dz, w, {}, end, use)) return;
-  g.end = end, g.w = (const bf16 *)w;
-  g.to_height = s->in_height, g.to_width = s->in_width;
-  g.from = source_of(dz, s->out_height, s->out_width, s->out_channels);
-  g.kernel = s->kernel;
-  for (int i = 0; i < classes; i++)
-    g.classes[i] = make_class(s->batch, s->out_channels,
+static patch_product gradient_product(const conv_shape *s, const void *dz, const void *w) {
+  patch_product p =
+      product_of(source_of(dz, s->out_height, s->out_width, s->out_channels), w, s->kernel);
+  for (int i = 0; i < s->stride * s->stride; i++)
+    p.classes[i] = make_class(s->batch, s->out_channels,
                               backward_axis(s->stride, s->kernel, s->in_height, i / s->stride),
                               backward_axis(s->stride, s->kernel, s->in_width, i % s->stride));
-  choose_gather<true>(&g, classes, use);
+  return p;
+}
+
+// shortcut: what its part of the gradient is made of; NULL: there is none.
+static void input_gradient(const conv_shape *s, void *dx, const void *dz, const void *w,
+                           const shortcut_gradient *shortcut, epilogue end,
+                           const use_of_sums *use) {
+  gather_job g = {};
+  end.to = (bf16 *)dx, end.channels = s->in_channels;
+  if (!shortcut && halo_convolution<true, false>(s, dz, w, {}, end, use)) return;
+  g.end = end, g.products = 1;
+  g.to_height = s->in_height, g.to_width = s->in_width;
+  g.product[0] = gradient_product(s, dz, w);
+  if (shortcut)
+    g.product[g.products++] = gradient_product(shortcut->shape, shortcut->dz, shortcut->w);
+  choose_gather<true>(&g, s->stride * s->stride, use);
 }
 
 // -- The operations, an epilogue each --------------------------------------------------------------
@@ -238,11 +245,12 @@ static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, c
                                 bool accumulate) {
   epilogue end = {};
   end.accumulate = accumulate;
-  input_gradient(s, dx, dz, w, end, NULL);
+  input_gradient(s, dx, dz, w, NULL, end, NULL);
 }
 
-static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
-                                 bool accumulate, const norm_below *below) {
+static void input_gradient_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                  bool accumulate, const shortcut_gradient *shortcut,
+                                  const norm_below *below) {
   epilogue end = {};
   use_of_sums use = {};
   end.accumulate = accumulate;
@@ -250,7 +258,17 @@ static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, c
   end.z = (const bf16 *)below->z, end.mask = below->mask;
   use.inverse_std = below->norm.inverse_std;
   use.dgamma = below->dgamma, use.dbeta = below->dbeta;
-  input_gradient(s, g, dz, w, end, &use);
+  input_gradient(s, g, dz, w, shortcut, end, &use);
+}
+
+static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                 bool accumulate, const norm_below *below) {
+  input_gradient_masked(s, g, dz, w, accumulate, NULL, below);
+}
+
+static void block_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                  const shortcut_gradient *shortcut, const norm_below *below) {
+  input_gradient_masked(s, g, dz, w, false, shortcut, below);
 }
 
 // -- Weight gradient -------------------------------------------------------------------------------
@@ -285,6 +303,7 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
   for (int i = 0; i < COUNT; i++)
     at[i] = place_of(&o.patches, first_step * DEPTH + threadIdx.x / (COLUMNS / EIGHT) + i * LINES);
   tile t;
+  clear(&t);
   multiply_all(&t, (bf16 *)bytes, steps, [&](bf16 *a, bf16 *b, int step) {
     const int first = (first_step + step) * DEPTH;
     load_tile<tile::A_LINES, tile::A_LINE, ALIGNED>(a, o.dz, [&](int, int line, int i) {
@@ -351,6 +370,7 @@ void fill_conv(device *d, fusions *fused, bool plain) {
   d->conv_norm_inference = plain ? NULL : conv_norm_inference;
   fused->conv_statistics = conv_statistics;
   fused->conv_backward_masked = conv_backward_masked;
+  fused->block_backward_masked = block_backward_masked;
   fused->takes_norm = takes_norm;
   fused->norm_conv_statistics = norm_conv_statistics;
   fused->norm_conv_backward_weight = norm_conv_backward_weight;

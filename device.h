@@ -156,6 +156,12 @@ typedef struct {
   bool relu;               // with ReLU behind that norm, or without
 } addend;
 
+// Where the gradient of a block's shortcut comes from, if that is a convolution.
+typedef struct {
+  const conv_shape *shape;
+  const void *dz, *w;
+} shortcut_gradient;
+
 // Two operations at once, so that a walk through memory is saved: see fusions below.
 typedef struct fusions fusions;
 
@@ -344,6 +350,11 @@ struct fusions {
   // dbeta and dgamma. With `accumulate`, g = 0 or dx + what was there.
   void (*conv_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below);
+  // The gradient of a block's input, whole: conv_backward_input of the shortcut; then
+  // conv_backward_masked of the block's first convolution, added to it. The two have the same x and the
+  // same shape of dz. NULL: the network calls the two.
+  void (*block_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
+                                const shortcut_gradient *shortcut, const norm_below *below);
   // The rest: dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n); dz may be g. The residual's
   // gradient is g.
   void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,

@@ -454,6 +454,21 @@ static bool unit_backward_input(network *n, unit *u, gradient_buffer *dx, const 
   return true;
 }
 
+// The gradient of the x that a block's a and its shortcut read, from that of their outputs.
+static bool add_shortcut(network *n, unit *a, unit *shortcut, gradient_buffer *dx,
+                         const gradient_buffer *da, const gradient_buffer *ds, const unit *below) {
+  const fusions *f = n->device->fused;
+  if (!f || !f->block_backward_masked) {
+    unit_backward_input(n, shortcut, dx, ds, false, NULL);
+    return unit_backward_input(n, a, dx, da, true, below);
+  }
+  const norm_below b = below_of(n, below);
+  const shortcut_gradient s = {&shortcut->shape, ds->data, rounded_weight_of(n, shortcut->weight)};
+  wait_for_reader(n, dx);
+  f->block_backward_masked(&a->shape, dx->data, da->data, rounded_weight_of(n, a->weight), &s, &b);
+  return true;
+}
+
 // From the gradient of a block's output, in gradient[0], to that of its input x, there again. The
 // three buffers as time goes by, an arrow where a buffer's contents change:
 //
@@ -470,6 +485,7 @@ static bool unit_backward_input(network *n, unit *u, gradient_buffer *dx, const 
 //     its norm                   -> dz of the shortcut         dz of a           .
 //     its convolution            dz of the shortcut            dz of a           -> a part of dx
 //     a's convolution            .                             dz of a           + its part, -> dx
+//       (or both at once         dz of the shortcut            dz of a           -> dx)
 //     gradient[0] and gradient[2] exchange their names
 //
 // The weight gradients of b, a and the shortcut read their dz on the side branch, while the main branch
@@ -487,8 +503,7 @@ static bool block_backward(network *n, const block *k, const unit *below, bool m
     return unit_backward_input(n, a, dy, da, true, below);
   unit *shortcut = &n->units[k->shortcut];
   unit_backward(n, shortcut, dy, NULL, dy, false);
-  unit_backward_input(n, shortcut, dz, dy, false, NULL);
-  const bool x_masked = unit_backward_input(n, a, dz, da, true, below);
+  const bool x_masked = add_shortcut(n, a, shortcut, dz, da, dy, below);
   const gradient_buffer of_shortcut = *dy;
   *dy = *dz;
   *dz = of_shortcut;

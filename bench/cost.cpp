@@ -140,6 +140,13 @@ static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, c
   layer = "";
 }
 
+static void block_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
+                                  const shortcut_gradient *shortcut, const norm_below *below) {
+  layer = "3x3+1x1";
+  inner->fused->block_backward_masked(s, g, dz, w, shortcut, below);
+  layer = "";
+}
+
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
   layer = layer_of(s);
   inner->conv_backward_weight(s, dw, dz, x);
@@ -161,6 +168,7 @@ static void open_device() {
   counted.fused = &fused;
   fused.conv_statistics = conv_statistics;
   fused.conv_backward_masked = conv_backward_masked;
+  fused.block_backward_masked = block_backward_masked;
   fused.norm_conv_statistics = norm_conv_statistics;
   fused.norm_conv_backward_weight = norm_conv_backward_weight;
   counted.conv_norm_inference = conv_norm_inference;

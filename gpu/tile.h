@@ -314,7 +314,7 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
   }
 }
 
-// The sum over `steps` stages. load(a_tile, b_tile, step) begins to fill a stage. While one stage
+// Adds the sum over `steps` stages. load(a_tile, b_tile, step) begins to fill a stage. While one stage
 // is multiplied, STAGES - 1 are on their way:
 //
 //     step            0          1          2          3
@@ -326,7 +326,6 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
 // left it when they come to the barrier, so one barrier in a step is enough.
 template <typename tile, typename function>
 static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const function &load) {
-  clear(t);
   for (int step = 0; step < STAGES - 1; step++) {
     bf16 *stage = shared + step * tile::STAGE;
     if (step < steps) load(stage, stage + tile::ROWS * DEPTH, step);

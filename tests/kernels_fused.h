@@ -293,14 +293,17 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
 
 static array *y_below;
 
+static norm_below below_at_work(const test_case *c, const device *d) {
+  return (norm_below){.norm = arrays_at_work(),
+                      .z = z_below->data,
+                      .y = c->y_given ? y_below->data : NULL,
+                      .mask = c->y_given && d->fused->keeps_masks ? mask->data : NULL,
+                      .dgamma = dgamma->data,
+                      .dbeta = dbeta->data};
+}
+
 static void launch_conv_backward_masked(const test_case *c, const device *d) {
-  const norm_arrays n = arrays_at_work();
-  const norm_below below = {.norm = n,
-                            .z = z_below->data,
-                            .y = c->y_given ? y_below->data : NULL,
-                            .mask = c->y_given && d->fused->keeps_masks ? mask->data : NULL,
-                            .dgamma = dgamma->data,
-                            .dbeta = dbeta->data};
+  const norm_below below = below_at_work(c, d);
   d->fused->conv_backward_masked(&c->conv, dx->data, dy->data, w->data, c->accumulate, &below);
 }
 
@@ -344,39 +347,73 @@ static void compare_sums_of_g(const test_case *c, const host_norm *h, const real
   compare(c, dgamma, "dgamma", sum_g_xhat, slack_of_g_xhat);
 }
 
+static conv_shape shortcut_shape;
+static array *shortcut_dz, *shortcut_w;
+
+static void launch_block_backward_masked(const test_case *c, const device *d) {
+  const norm_below below = below_at_work(c, d);
+  const shortcut_gradient of = {&shortcut_shape, shortcut_dz->data, shortcut_w->data};
+  d->fused->block_backward_masked(&c->conv, dx->data, dy->data, w->data, &of, &below);
+}
+
+// dx's expected values, not masked yet. of_shortcut: its dz and weights, or NULL.
+static void compare_masked(const test_case *c, const devices *on, const conv_inputs *n,
+                           const conv_inputs *of_shortcut, expectation e) {
+  const size_t channels = (size_t)c->conv.in_channels;
+  const host_norm h = draw_host_norm(channels);
+  real *z = poison(n->in), *y_of = poison(n->in);
+  draw_below(c, &h, n->in, z, y_of);
+  for (size_t i = 0; i < n->in; i++)
+    if (y_of[i] <= 0) e.values[i] = 0, e.slack[i] = 0;
+  for (int i = 0; i < on->count; i++) {
+    const device *d = on->of[i];
+    if (!d->fused || (of_shortcut && !d->fused->block_backward_masked)) continue;
+    dy = input_activations(d, n->dy, n->y_shape);
+    w = input(d, WEIGHTS, n->w, n->filters);
+    if (of_shortcut) {
+      shortcut_dz = input_activations(d, of_shortcut->dy, n->y_shape);
+      shortcut_w = input(d, WEIGHTS, of_shortcut->w, of_shortcut->filters);
+    }
+    dx = c->accumulate ? changed_activations(d, n->before, n->x_shape)
+                       : output_activations(d, n->x_shape);
+    z_below = input_activations(d, z, n->x_shape);
+    y_below = input_activations(d, y_of, n->x_shape);
+    mask = input(d, BYTES, mask_of(y_of, n->in), (n->in + 7) / 8);
+    put_norm(d, &h, channels, false);
+    dgamma = output(d, REALS, channels);
+    dbeta = output(d, REALS, channels);
+    run(c, d, of_shortcut ? launch_block_backward_masked : launch_conv_backward_masked);
+    compare(c, dx, "g", e.values, e.slack);
+    compare_sums_of_g(c, &h, z);
+    free_arrays();
+  }
+}
+
 static void test_conv_backward_masked(const test_case *c, const devices *on) {
   const conv_shape *s = &c->conv;
-  const size_t channels = (size_t)s->in_channels;
   const conv_inputs n = draw_conv(s);
-  const host_norm h = draw_host_norm(channels);
   real *expected = take(n.in * sizeof *expected), *r_squared = poison(n.in);
-  real *z = poison(n.in), *y_of = poison(n.in);
-  draw_below(c, &h, n.in, z, y_of);
   memcpy(expected, n.before, n.in * sizeof *expected);
   reference_conv_backward_input(s, expected, n.dy, n.w, c->accumulate);
   cpu_conv_backward_input(s, r_squared, squares(n.dy, n.out), squares(n.w, n.filters), false);
   double *slack = conv_slack(n.in, r_squared, s->kernel * s->kernel * s->out_channels,
                              c->accumulate ? n.before : NULL);
-  for (size_t i = 0; i < n.in; i++)
-    if (y_of[i] <= 0) expected[i] = 0, slack[i] = 0;
-  for (int i = 0; i < on->count; i++) {
-    const device *d = on->of[i];
-    if (!d->fused) continue;
-    dy = input_activations(d, n.dy, n.y_shape);
-    w = input(d, WEIGHTS, n.w, n.filters);
-    dx = c->accumulate ? changed_activations(d, n.before, n.x_shape)
-                       : output_activations(d, n.x_shape);
-    z_below = input_activations(d, z, n.x_shape);
-    y_below = input_activations(d, y_of, n.x_shape);
-    mask = input(d, BYTES, mask_of(y_of, n.in), (n.in + 7) / 8);
-    put_norm(d, &h, channels, false);
-    dgamma = output(d, REALS, channels);
-    dbeta = output(d, REALS, channels);
-    run(c, d, launch_conv_backward_masked);
-    compare(c, dx, "g", expected, slack);
-    compare_sums_of_g(c, &h, z);
-    free_arrays();
-  }
+  compare_masked(c, on, &n, NULL, (expectation){expected, slack});
+}
+
+// The sum of two convolutions has the terms of both.
+static void test_block_backward_masked(const test_case *c, const devices *on) {
+  const conv_shape *s = &c->conv, *t = &shortcut_shape;
+  shortcut_shape = make_conv_shape(s->batch, s->in_height, s->in_width, s->in_channels,
+                                   s->out_channels, 1, s->stride);
+  const conv_inputs n = draw_conv(s), m = draw_conv(t);
+  real *expected = poison(n.in), *r_squared = poison(n.in);
+  reference_conv_backward_input(s, expected, n.dy, n.w, false);
+  reference_conv_backward_input(t, expected, m.dy, m.w, true);
+  cpu_conv_backward_input(s, r_squared, squares(n.dy, n.out), squares(n.w, n.filters), false);
+  cpu_conv_backward_input(t, r_squared, squares(m.dy, m.out), squares(m.w, m.filters), true);
+  double *slack = conv_slack(n.in, r_squared, (s->kernel * s->kernel + 1) * s->out_channels, NULL);
+  compare_masked(c, on, &n, &m, (expectation){expected, slack});
 }
 
 static void launch_norm_spread(const test_case *c, const device *d) {

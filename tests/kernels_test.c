@@ -115,6 +115,9 @@ static void add_fused_convs(conv_shape s, const char *shape, int options, extent
     c->y_given = option;
   }
   set_conv(add_case("conv_statistics", test_conv_statistics, "%s", shape), s, false, size);
+  if (s.kernel == 3)
+    set_conv(add_case("block_backward_masked", test_block_backward_masked, "%s", shape), s, false,
+             size);
   const fusions *gpu = device_by_name("simt", &unused)->fused;
   if (!gpu->takes_norm(&s)) return;
   set_conv(add_case("norm_conv_statistics", test_norm_conv_statistics, "%s", shape), s, false,
