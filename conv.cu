@@ -332,7 +332,7 @@ template <int ROWS, int COLUMNS, bool ALIGNED>
 static void launch_weight_job(weight_job *o, real *dw) {
   const int columns = o->patches.terms, steps = divide_up(o->patches.pixels, DEPTH);
   const int rows = divide_up(o->filters, ROWS), across = divide_up(columns, COLUMNS);
-  o->part_steps = steps_of_part(steps, 8, 2 * PROCESSORS, rows * across);
+  o->part_steps = steps_of_part(steps, 8, rows * across);
   const int parts = divide_up(steps, o->part_steps);
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
   o->to = place_of_parts(dw, parts, o->filters, columns, o->pitch);

@@ -282,12 +282,10 @@ static __global__ void __launch_bounds__(THREADS, 2) strip_tile(strip_job g) {
   }
 }
 
-// A block for each processor, not two: each part is stored, and read again to be added, which takes an
-// H100 longer than the products themselves.
 template <int WIDTH, bool NORMALISED> static void launch_strips(strip_job *g, real *dw) {
   const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
   const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
-  g->part_strips = steps_of_part(strips, 4, PROCESSORS, slices * tiles);
+  g->part_strips = steps_of_part(strips, 4, slices * tiles);
   const int parts = divide_up(strips, g->part_strips);
   g->last_strips = strips - (parts - 1) * g->part_strips;
   const size_t stages = 2 * strip_of<WIDTH>::STAGE * sizeof(bf16);

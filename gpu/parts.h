@@ -31,12 +31,15 @@ static __global__ void add_parts(float *dw, const float *partials, int parts, in
   dw[(size_t)row * columns + column] = sum;
 }
 
-enum { PROCESSORS = 128 }; // of a large GPU, about: an A100 has 108, an H100 132
+// Of a large GPU, about: an A100 has 108, an H100 132. The parts of a sum are as many that each has a block,
+// not two: the parts are stored, and read again to be added, and by `make cost` that takes an H100 as long as
+// the products themselves, or longer.
+enum { PROCESSORS = 128 };
 
-// How many of the sum's steps a part has, so that all parts together are about `blocks` blocks, and none
-// has fewer steps than `least`.
-static int steps_of_part(int steps, int least, int blocks, int blocks_of_part) {
-  return divide_up(steps, min_of(divide_up(blocks, blocks_of_part), divide_up(steps, least)));
+// How many of the sum's steps a part has, so that all parts together are about a block for each processor,
+// and none has fewer steps than `least`.
+static int steps_of_part(int steps, int least, int blocks_of_part) {
+  return divide_up(steps, min_of(divide_up(PROCESSORS, blocks_of_part), divide_up(steps, least)));
 }
 
 // Where the parts go: to dw itself, where there is one part without padding.
