@@ -35,7 +35,7 @@ SHAPES := $(BUILD)/shapes
 
 LIBRARY := cifar.c network.c $(wildcard run/*.c) $(wildcard reference/*.c) $(wildcard cpu/*.c) $(wildcard cpu-bf16/*.c)
 # The same network and operations in double precision, for finite differences.
-DOUBLE := network.c run/random.c run/files.c run/safetensors.c $(wildcard reference/*.c)
+DOUBLE := network.c run/layers.c run/random.c run/files.c run/safetensors.c $(wildcard reference/*.c)
 TESTS := $(filter-out gradients_test,$(basename $(notdir $(wildcard tests/*_test.c))))
 DOUBLE_TESTS := gradients_test golden_test
 

@@ -158,18 +158,17 @@ static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void
 
 // -- Output and input gradient ---------------------------------------------------------------------
 
-static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end,
-                   const use_of_sums *use) {
+static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end) {
   gather_job g = {};
   end.to = (bf16 *)to, end.channels = s->out_channels;
-  if (halo_convolution<false, false>(s, x, w, {}, end, use)) return;
+  if (halo_convolution<false, false>(s, x, w, {}, end)) return;
   g.end = end, g.products = 1;
   g.to_height = s->out_height, g.to_width = s->out_width;
   g.product[0] = product_of(source_of(x, s->in_height, s->in_width, s->in_channels), w, s->kernel);
   g.product[0].classes[0] =
       make_class(s->batch, s->in_channels, forward_axis(s->stride, s->kernel, s->out_height),
                  forward_axis(s->stride, s->kernel, s->out_width));
-  choose_gather<false>(&g, 1, use);
+  choose_gather<false>(&g, 1);
 }
 
 static patch_product gradient_product(const conv_shape *s, const void *dz, const void *w) {
@@ -184,38 +183,38 @@ static patch_product gradient_product(const conv_shape *s, const void *dz, const
 
 // shortcut: what its part of the gradient is made of; NULL: there is none.
 static void input_gradient(const conv_shape *s, void *dx, const void *dz, const void *w,
-                           const shortcut_gradient *shortcut, epilogue end,
-                           const use_of_sums *use) {
+                           const shortcut_gradient *shortcut, epilogue end) {
   gather_job g = {};
   end.to = (bf16 *)dx, end.channels = s->in_channels;
-  if (!shortcut && halo_convolution<true, false>(s, dz, w, {}, end, use)) return;
+  if (!shortcut && halo_convolution<true, false>(s, dz, w, {}, end)) return;
   g.end = end, g.products = 1;
   g.to_height = s->in_height, g.to_width = s->in_width;
   g.product[0] = gradient_product(s, dz, w);
   if (shortcut)
     g.product[g.products++] = gradient_product(shortcut->shape, shortcut->dz, shortcut->w);
-  choose_gather<true>(&g, s->stride * s->stride, use);
+  choose_gather<true>(&g, s->stride * s->stride);
 }
 
 // -- The operations, an epilogue each --------------------------------------------------------------
 
 static void conv_forward(const conv_shape *s, void *z, const void *x, const void *w, double *sums) {
-  use_of_sums use = {};
-  use.sums = sums;
-  output(s, z, x, w, {}, sums ? &use : NULL);
+  epilogue end = {};
+  end.sets = sums ? 1 : 0;
+  end.sums[0].use.sums = sums;
+  output(s, z, x, w, end);
 }
 
-static use_of_sums statistics_of(const conv_shape *s, const norm_arrays *of_z) {
-  use_of_sums use = {};
-  use.norm = *of_z;
-  use.pixels = s->batch * s->out_height * s->out_width;
-  return use;
+static epilogue statistics_of(const conv_shape *s, const norm_arrays *of_z) {
+  epilogue end = {};
+  end.sets = 1;
+  end.sums[0].use.norm = *of_z;
+  end.sums[0].use.pixels = s->batch * s->out_height * s->out_width;
+  return end;
 }
 
 static void conv_statistics(const conv_shape *s, void *z, const void *x, const void *w,
                             const norm_arrays *of_z) {
-  const use_of_sums use = statistics_of(s, of_z);
-  output(s, z, x, w, {}, &use);
+  output(s, z, x, w, statistics_of(s, of_z));
 }
 
 // With more channels the norm's table would leave room for one block on a processor (gpu/halo.h).
@@ -225,10 +224,9 @@ static bool takes_norm(const conv_shape *s) {
 
 static void norm_conv_statistics(const conv_shape *s, void *z, const norm_below *below,
                                  const void *w, const norm_arrays *of_z) {
-  const use_of_sums use = statistics_of(s, of_z);
-  epilogue end = {};
+  epilogue end = statistics_of(s, of_z);
   end.to = (bf16 *)z, end.channels = s->out_channels;
-  halo_convolution<false, true>(s, below->z, w, training_normal(&below->norm), end, &use);
+  halo_convolution<false, true>(s, below->z, w, training_normal(&below->norm), end);
 }
 
 static void conv_norm_inference(const conv_shape *s, void *y, const void *x, const void *w,
@@ -238,37 +236,43 @@ static void conv_norm_inference(const conv_shape *s, void *y, const void *x, con
   end.norm = {gamma, beta, running_mean, NULL, running_var};
   end.residual = (const bf16 *)residual;
   end.relu = relu;
-  output(s, y, x, w, end, NULL);
+  output(s, y, x, w, end);
 }
 
 static void conv_backward_input(const conv_shape *s, void *dx, const void *dz, const void *w,
                                 bool accumulate) {
   epilogue end = {};
   end.accumulate = accumulate;
-  input_gradient(s, dx, dz, w, NULL, end, NULL);
+  input_gradient(s, dx, dz, w, NULL, end);
 }
 
-static void input_gradient_masked(const conv_shape *s, void *g, const void *dz, const void *w,
-                                  bool accumulate, const shortcut_gradient *shortcut,
-                                  const norm_below *below) {
+static column_sums gradient_sums(const norm_below *of) {
+  column_sums s = {};
+  s.z = (const bf16 *)of->z, s.mean = of->norm.mean;
+  s.use.inverse_std = of->norm.inverse_std;
+  s.use.dgamma = of->dgamma, s.use.dbeta = of->dbeta;
+  return s;
+}
+
+static epilogue mask_of(const norm_below *below) {
   epilogue end = {};
-  use_of_sums use = {};
-  end.accumulate = accumulate;
   end.norm = training_normal(&below->norm);
-  end.z = (const bf16 *)below->z, end.mask = below->mask;
-  use.inverse_std = below->norm.inverse_std;
-  use.dgamma = below->dgamma, use.dbeta = below->dbeta;
-  input_gradient(s, g, dz, w, shortcut, end, &use);
+  end.mask = below->mask;
+  end.sums[end.sets++] = gradient_sums(below);
+  if (below->shortcut) end.sums[end.sets++] = gradient_sums(below->shortcut);
+  return end;
 }
 
 static void conv_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
                                  bool accumulate, const norm_below *below) {
-  input_gradient_masked(s, g, dz, w, accumulate, NULL, below);
+  epilogue end = mask_of(below);
+  end.accumulate = accumulate;
+  input_gradient(s, g, dz, w, NULL, end);
 }
 
 static void block_backward_masked(const conv_shape *s, void *g, const void *dz, const void *w,
                                   const shortcut_gradient *shortcut, const norm_below *below) {
-  input_gradient_masked(s, g, dz, w, false, shortcut, below);
+  input_gradient(s, g, dz, w, shortcut, mask_of(below));
 }
 
 // -- Weight gradient -------------------------------------------------------------------------------

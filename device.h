@@ -138,7 +138,7 @@ typedef struct {
 } norm_arrays;
 
 // The normalisation and ReLU below a convolution, which made the x that it reads.
-typedef struct {
+typedef struct norm_below {
   norm_arrays norm;
   const void *z; // what was normalised
   // What came out, x itself; or, with a device that keeps masks, its mask (fusions). Both NULL where no
@@ -146,6 +146,9 @@ typedef struct {
   const void *y;
   const uint8_t *mask;
   real *dgamma, *dbeta; // written on the way back
+  // The norm of the block's shortcut, which has the same gradient; of it, norm, z, dgamma and dbeta are
+  // used. NULL: there is none, or the device does not want it here (fusions).
+  const struct norm_below *shortcut;
 } norm_below;
 
 // What a block adds to its second norm's output before ReLU: an activation, [n][C]; or one that was not
@@ -347,18 +350,18 @@ struct fusions {
 
   // conv_backward_input, whose dx is the gradient of a ReLU's output; and the first part of that
   // layer's norm_backward: in place of dx, g = dx where the output was above zero, else 0; and
-  // dbeta and dgamma. With `accumulate`, g = 0 or dx + what was there.
+  // dbeta and dgamma, also those of below->shortcut. With `accumulate`, g = 0 or dx + what was there.
   void (*conv_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below);
   // The gradient of a block's input, whole: conv_backward_input of the shortcut; then
   // conv_backward_masked of the block's first convolution, added to it. The two have the same x and the
-  // same shape of dz. NULL: the network calls the two.
+  // same shape of dz. NULL: the network calls the two, and gives no norm_below a shortcut.
   void (*block_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
                                 const shortcut_gradient *shortcut, const norm_below *below);
-  // The rest: dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n); dz may be g. The residual's
-  // gradient is g.
-  void (*norm_spread)(const norm_shape *shape, void *dz, const void *g, const void *z,
-                      const real *dgamma, const real *dbeta, const norm_arrays *n);
+  // The rest: dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n); and, with of->shortcut, its dz from
+  // the same g (else NULL). The one that is written last may be g. The residual's gradient is g.
+  void (*norm_spread)(const norm_shape *shape, void *dz, void *shortcut_dz, const void *g,
+                      const norm_below *of);
 
   // What a norm makes without a residual need not lie in memory: it is a multiply-add away from z. A
   // convolution reads z below, and normalises it as it comes, with ReLU: the same x as from norm_apply,

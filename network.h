@@ -43,9 +43,11 @@ typedef struct unit {
   // In training, the unit whose output is x, or is the residual, where that unit leaves out its y: it is
   // computed from its z. Else NULL.
   const struct unit *x_from, *residual_from;
-  void *z;         // the convolution's output, in training  [B][P][Q][Cout]
-  void *y;         // after norm, residual sum and ReLU, same shape
-  uint8_t *mask;   // where a y with a residual is above zero, if the device keeps masks; else NULL
+  void *z;       // the convolution's output, in training  [B][P][Q][Cout]
+  void *y;       // after norm, residual sum and ReLU, same shape
+  uint8_t *mask; // where a y with a residual is above zero, if the device keeps masks; else NULL
+  // Of a block's b, the block's shortcut, where the device takes its norm back together with b's; else NULL.
+  const struct unit *shortcut;
   bool y_left_out; // training does not store y: who reads it computes it from z
   double *sums;    // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass

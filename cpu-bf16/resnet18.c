@@ -240,10 +240,11 @@ static void spread(const norm_shape *shape, bf16 *dz, bf16 *dresidual, const ups
   free(a);
 }
 
-void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
-                      const real *dgamma, const real *dbeta, const norm_arrays *n) {
-  const upstream u = {g, NULL, z};
-  spread(shape, dz, NULL, &u, dgamma, dbeta, n);
+void bf16_norm_spread(const norm_shape *shape, void *dz, void *shortcut_dz, const void *g,
+                      const norm_below *of) {
+  const upstream u = {g, NULL, of->z};
+  (void)shortcut_dz; // this device wants no shortcuts here
+  spread(shape, dz, NULL, &u, of->dgamma, of->dbeta, &of->norm);
 }
 
 void bf16_norm_backward(const norm_shape *shape, void *dz, void *dresidual, real *dgamma,

@@ -27,8 +27,8 @@ void bf16_linear_backward(int batch, int channels, void *dx, real *dw, real *dbi
 // Of device.h's fusions.
 void bf16_norm_apply(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
                      const norm_arrays *n, const addend *residual, bool relu);
-void bf16_norm_spread(const norm_shape *shape, void *dz, const void *g, const void *z,
-                      const real *dgamma, const real *dbeta, const norm_arrays *n);
+void bf16_norm_spread(const norm_shape *shape, void *dz, void *shortcut_dz, const void *g,
+                      const norm_below *of);
 
 // The norm as y = scale z + shift, from a batch's statistics and in evaluation; both have room for whole
 // blocks of channels, and get zeros behind the last one.

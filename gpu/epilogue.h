@@ -21,20 +21,28 @@
 
 namespace GPU {
 
+// Two sums over each column of all tiles: of the result and its squares, or, where z is given, of
+// the result g and of g (z - mean).
+typedef struct {
+  const bf16 *z;
+  const float *mean;
+  use_of_sums use; // what becomes of them
+} column_sums;
+
 typedef struct {
   bf16 *to; // [pixels][channels], the result
   int channels;
-  bool accumulate;     // to += instead of to =
-  float *partials;     // [tiles][2][channels] sums of the tiles' columns, or NULL; then
-  parts_of_sums parts; // who adds them up,
-  use_of_sums use;     // and what becomes of them
-  // Of a normalisation: evaluation's, or, where z is given, that of the layer below, whose output's
+  bool accumulate; // to += instead of to =
+  column_sums sums[2];
+  int sets;            // how many of them there are; two: g goes through a shortcut's norm as well
+  float *partials;     // [tiles][2][sets x channels], the tiles' sums
+  parts_of_sums parts; // who adds them up
+  // Of a normalisation: evaluation's, or, where sums[0].z is given, that of the layer below, whose output's
   // gradient this is.
   normal norm;
   bool relu;
   const bf16 *residual; // evaluation; may be NULL
-  const bf16 *z;        // below: the convolution's output;
-  const uint8_t *mask;  // and where the block's is above zero, NULL: no residual there (device.h)
+  const uint8_t *mask;  // below: where its output is above zero. NULL: no residual there, z tells
 } epilogue;
 
 // Two neighbours; both: the second is there, too.
@@ -124,60 +132,73 @@ static __device__ two_terms squares_of(uint32_t pair) {
   return {{first, first * first}, {second, second * second}};
 }
 
-// dy in the staged tile becomes g; returns g and g (z - mean). at: the pair's place in z.
-static __device__ two_terms mask_pair(uint32_t *staged, const epilogue &e, ptrdiff_t at,
-                                      const channel_normal *of, const float *mean, bool both) {
-  const bool aligned = e.channels % EIGHT == 0;
-  const uint32_t dy = *staged, z = load_pair(e.z + at, aligned, both);
-  const float first = masked(first_of(dy), e, at, of[0], first_of(z));
-  const float second = both ? masked(second_of(dy), e, at + 1, of[1], second_of(z)) : 0;
-  *staged = to_pair(first, second);
+// dy becomes g. i: the pair's number in z, whose values are the second pair.
+static __device__ uint32_t mask_pair(uint32_t dy, uint32_t z, const epilogue &e, ptrdiff_t i,
+                                     const channel_normal *of, bool both) {
+  const float first = masked(first_of(dy), e, i, of[0], first_of(z));
+  const float second = both ? masked(second_of(dy), e, i + 1, of[1], second_of(z)) : 0;
+  return to_pair(first, second);
+}
+
+static __device__ two_terms products_of(uint32_t g, uint32_t z, const float *mean) {
+  const float first = first_of(g), second = second_of(g);
   return {{first, first * (first_of(z) - mean[0])}, {second, second * (second_of(z) - mean[1])}};
 }
 
-// tile_number: which of the partial sums are this tile's.
+// A set's sums of a tile; with the first set, its dy become g. tile_number: which of the partial sums are
+// this tile's.
 template <typename tile, typename function>
-static __device__ void sum_tile(bf16 *staged, const epilogue &e, int first_column, int tile_number,
-                                const function &offset) {
+static __device__ void sum_tile(bf16 *staged, const epilogue &e, int set, int first_column,
+                                int tile_number, const function &offset) {
+  const column_sums &s = e.sums[set];
   float *slices = (float *)staged_at<tile>(staged, tile::ROWS, 0);
   const int n = first_column + threadIdx.x % (tile::COLUMNS / 2) * 2; // this thread's two columns
-  const bool both = n + 1 < e.channels;
+  const bool both = n + 1 < e.channels, aligned = e.channels % EIGHT == 0;
   channel_normal of[2] = {};
   float mean[2] = {};
   for (int i = 0; i < 2; i++) {
-    if (!e.z || n + i >= e.channels) continue;
+    if (!s.z || n + i >= e.channels) continue;
     of[i] = normal_of(e.norm, n + i);
-    mean[i] = e.norm.mean[n + i];
+    mean[i] = s.mean[n + i];
   }
   sum_columns<tile>(
       slices,
       [&](int row, int column) -> two_terms {
         uint32_t *pair = (uint32_t *)staged_at<tile>(staged, row, column);
-        if (!e.z) return squares_of(*pair);
+        if (!s.z) return squares_of(*pair);
         const ptrdiff_t at = n < e.channels ? offset(row) : -1;
         if (at < 0) return {};
-        return mask_pair(pair, e, at + n, of, mean, both);
+        const uint32_t z = load_pair(s.z + at + n, aligned, both);
+        if (set == 0) *pair = mask_pair(*pair, z, e, at + n, of, both);
+        return products_of(*pair, z, mean);
       },
       [&](int which, int column, float sum) {
         const int c = first_column + column;
-        if (c < e.channels) e.partials[((size_t)tile_number * 2 + which) * e.channels + c] = sum;
+        float *of_tile = e.partials + ((size_t)tile_number * 2 + which) * e.sets * e.channels;
+        if (c < e.channels) of_tile[set * e.channels + c] = sum;
       });
 }
 
-// All tiles' sums, once the last of those with these columns is stored.
+// All tiles' sums, once the last of those with these columns is stored. The second set's channels come
+// behind the first one's.
 static __device__ void add_tiles(const epilogue &e, int first_column, int columns,
                                  int tile_number) {
-  add_partials(
-      e.partials, e.parts, tile_number, first_column / columns, first_column, columns,
-      [&](int c, double sum, double second) { finish_sums(e.use, e.channels, c, sum, second); });
+  const int blocks = divide_up(e.channels, columns);
+#pragma unroll 1
+  for (int set = 0; set < e.sets; set++) {
+    const int skipped = set * e.channels, left = e.channels - first_column;
+    add_partials(e.partials, e.parts, tile_number, set * blocks + first_column / columns,
+                 skipped + first_column, min_of(columns, left),
+                 [&](int c, double sum, double second) {
+                   finish_sums(e.sums[set].use, e.channels, c - skipped, sum, second);
+                 });
+  }
 }
 
-// Before the launch: room for the sums of so many tiles, in `blocks` blocks of columns each. use: what
-// becomes of them; NULL: there are none.
-static void plan_sums(epilogue *e, int tiles, int blocks, const use_of_sums *use) {
-  if (!use) return;
-  e->partials = place_partials<float>(&e->parts, tiles, e->channels, blocks);
-  e->use = *use;
+// Before the launch: room for the sums of so many tiles, in `blocks` blocks of columns each.
+static void plan_sums(epilogue *e, int tiles, int blocks) {
+  if (e->sets)
+    e->partials = place_partials<float>(&e->parts, tiles, e->sets * e->channels, e->sets * blocks);
 }
 
 // -- All of it ------------------------------------------------------------------------------------
@@ -196,24 +217,24 @@ static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &
   }
   stage_tile(t, shared, e, first_column, of, offset);
   __syncthreads();
-  if (e.partials) {
-    sum_tile<tile>(shared, e, first_column, tile_number, offset);
+#pragma unroll 1
+  for (int set = 0; set < e.sets; set++) {
+    sum_tile<tile>(shared, e, set, first_column, tile_number, offset);
     __syncthreads(); // the mask is in the staged tile, too
   }
   store_staged<tile>(shared, e.channels - first_column, e.channels % EIGHT == 0, [&](int row) {
     const ptrdiff_t at = offset(row);
     return at < 0 ? NULL : e.to + at + first_column;
   });
-  if (e.partials) add_tiles(e, first_column, tile::COLUMNS, tile_number);
+  add_tiles(e, first_column, tile::COLUMNS, tile_number);
 }
 
 // A tile without a pixel: its sums are zero.
 static __device__ void finish_empty_tile(const epilogue &e, int first_column, int columns,
                                          int tile_number) {
-  if (!e.partials) return;
   const int which = threadIdx.x / columns, c = first_column + threadIdx.x % columns;
-  if (which < 2 && c < e.channels)
-    e.partials[((size_t)tile_number * 2 + which) * e.channels + c] = 0;
+  for (int set = 0; set < e.sets && which < 2 && c < e.channels; set++)
+    e.partials[(((size_t)tile_number * 2 + which) * e.sets + set) * e.channels + c] = 0;
   add_tiles(e, first_column, columns, tile_number);
 }
 

@@ -162,7 +162,7 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
   const int first_row = blockIdx.x * ROWS, first_column = blockIdx.y * COLUMNS;
   const int tile_number = blockIdx.z * gridDim.x + blockIdx.x;
   if (first_row >= of->pixels) return finish_empty_tile(g.end, first_column, COLUMNS, tile_number);
-  if (g.end.accumulate && !g.end.partials && of->terms == 0)
+  if (g.end.accumulate && !g.end.sets && of->terms == 0)
     return; // pixels that no tap meets (1x1, stride 2): + 0
   tile t;
   clear(&t);
@@ -177,9 +177,8 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
               [&](int row) { return offset_in_to(&g, of, first_row + row); });
 }
 
-// use: what becomes of the tiles' sums, or NULL.
 template <int ROWS, int COLUMNS, bool BACKWARD, int ADDRESSES>
-static void launch_gather(const gather_job *job, int class_count, const use_of_sums *use) {
+static void launch_gather(const gather_job *job, int class_count) {
   gather_job g = *job;
   const int channels = g.end.channels;
   for (int i = 0; ADDRESSES == OF_TAPS && i < g.products * class_count; i++) {
@@ -190,7 +189,7 @@ static void launch_gather(const gather_job *job, int class_count, const use_of_s
   const int tiles =
       divide_up(g.product[0].classes[0].pixels, ROWS); // the first class has the most pixels
   const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
-  plan_sums(&g.end, tiles * class_count, divide_up(channels, COLUMNS), use);
+  plan_sums(&g.end, tiles * class_count, divide_up(channels, COLUMNS));
   const dim3 grid(tiles, divide_up(channels, COLUMNS), class_count);
   launch(BACKWARD ? "gather_tile (input gradient)" : "gather_tile (output)",
          gather_tile<ROWS, COLUMNS, BACKWARD, ADDRESSES>, {grid, dim3(THREADS), stages}, g);
@@ -198,17 +197,16 @@ static void launch_gather(const gather_job *job, int class_count, const use_of_s
 
 // The larger tile does more arithmetic for each byte. But 4 x 4 pixels of 128 images in 512
 // channels are only 64 such tiles: half of a large GPU would have nothing to do.
-template <bool BACKWARD>
-static void choose_gather(const gather_job *g, int classes, const use_of_sums *use) {
+template <bool BACKWARD> static void choose_gather(const gather_job *g, int classes) {
   const int channels = g->end.channels, from = g->product[0].from.channels;
   if (from % EIGHT || channels % EIGHT)
-    launch_gather<128, 64, BACKWARD, OF_NUMBERS>(g, classes, use);
+    launch_gather<128, 64, BACKWARD, OF_NUMBERS>(g, classes);
   else if (from % DEPTH)
-    launch_gather<128, 64, BACKWARD, OF_EIGHTS>(g, classes, use);
+    launch_gather<128, 64, BACKWARD, OF_EIGHTS>(g, classes);
   else if (channels >= 128 && g->to_height * g->to_width > 16)
-    launch_gather<128, 128, BACKWARD, OF_TAPS>(g, classes, use);
+    launch_gather<128, 128, BACKWARD, OF_TAPS>(g, classes);
   else
-    launch_gather<128, 64, BACKWARD, OF_TAPS>(g, classes, use);
+    launch_gather<128, 64, BACKWARD, OF_TAPS>(g, classes);
 }
 
 static patch_source source_of(const void *pixels, int height, int width, int channels) {

@@ -49,16 +49,16 @@
 //                                                     gather_tile    halo_tile
 //     pixels and filters asked for, a pass               2,277 MB       774 MB
 //     all that its kernels ask for: outputs              2,388 MB       890 MB    + 111 MB stored, 5 the norms
-//     the same: input gradients                          2,719 MB     1,179 MB    + what masks read
+//     the same: input gradients                          2,719 MB     1,203 MB    + what masks and sums read
 //     instructions for each mma                       6.8 to 11.8   1.7 to 2.4
 //
 // A block's second convolution reads z of the first, and each thread normalises what it has copied of a
-// chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory: 126 MB a step less,
-// and 8 launches (`make cost`). It costs instructions, some 40 for each 16 bytes of a chunk, and for every tile of
-// columns again: 2.3 to 2.8 for each mma then, 3.5 in the smallest tile, where they serve half as many
-// mma. An H100 has room for four. Scale and shift of all channels are in a table behind the stages:
-// 8 KB for 1,024 channels, with which two blocks still fit on an A100. More channels are declined
-// (takes_norm in device.h).
+// chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory, inside a
+// block or from the stem: 160 MB a step less, and 9 launches (`make cost`). It costs instructions, some
+// 40 for each 16 bytes of a chunk, and for every tile of columns again: 2.3 to 2.8 for each mma then,
+// 3.5 in the smallest tile, where they serve half as many mma. An H100 has room for four. Scale and
+// shift of all channels are in a table behind the stages: 8 KB for 1,024 channels, with which two
+// blocks still fit on an A100. More channels are declined (takes_norm in device.h).
 //
 // Of the 774 MB, nearly two thirds are filters, which every tile of 256 pixels fetches for itself. Larger
 // tiles would need fewer, but two blocks would not fit on a processor any more. Two do on an A100
@@ -333,14 +333,14 @@ static __global__ void __launch_bounds__(THREADS, 2) halo_tile(halo_job g) {
 }
 
 template <int WIDTH, int COLUMNS, bool BACKWARD, bool NORMALISED>
-static void launch_halo(const halo_job *job, const use_of_sums *use) {
+static void launch_halo(const halo_job *job) {
   typedef tile_of<PIXELS, COLUMNS, true, !BACKWARD, CHUNK> tile;
   halo_job g = *job;
   const int tiles = divide_up(g.pixels, PIXELS), channels = g.end.channels;
   // The result is staged in the same memory, and needs less (gpu/epilogue.h: 41 KB).
   const size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
   const size_t table = NORMALISED ? 2 * g.channels * sizeof(float) : 0;
-  plan_sums(&g.end, tiles, divide_up(channels, COLUMNS), use);
+  plan_sums(&g.end, tiles, divide_up(channels, COLUMNS));
   launch(BACKWARD ? "halo_tile (input gradient)" : "halo_tile (output)",
          halo_tile<WIDTH, COLUMNS, BACKWARD, NORMALISED>,
          {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages + table}, g);
@@ -359,7 +359,7 @@ static bool halo_takes(const conv_shape *s) {
 // False, and nothing is done, for such a shape. norm: of the layer below, if NORMALISED.
 template <bool BACKWARD, bool NORMALISED>
 static bool halo_convolution(const conv_shape *s, const void *from, const void *w,
-                             const normal &norm, const epilogue &end, const use_of_sums *use) {
+                             const normal &norm, const epilogue &end) {
   const int width = s->in_width, height = s->in_height;
   const halo_job g = {
       end,    (const bf16 *)from,        (const bf16 *)w,
@@ -367,13 +367,13 @@ static bool halo_convolution(const conv_shape *s, const void *from, const void *
       norm};
   if (!halo_takes(s)) return false;
   if (width == 32)
-    launch_halo<32, 64, BACKWARD, NORMALISED>(&g, use);
+    launch_halo<32, 64, BACKWARD, NORMALISED>(&g);
   else if (width == 16)
-    launch_halo<16, 64, BACKWARD, NORMALISED>(&g, use);
+    launch_halo<16, 64, BACKWARD, NORMALISED>(&g);
   else if (width == 8)
-    launch_halo<8, 64, BACKWARD, NORMALISED>(&g, use);
+    launch_halo<8, 64, BACKWARD, NORMALISED>(&g);
   else // few tiles: the smaller ones make more
-    launch_halo<4, 32, BACKWARD, NORMALISED>(&g, use);
+    launch_halo<4, 32, BACKWARD, NORMALISED>(&g);
   return true;
 }
 

@@ -46,7 +46,7 @@ typedef struct test_case {
   norm_shape norm;
   int batch, pixels, channels;
   union { // what an operation can be asked for, each by its name
-    bool option, with_sums, accumulate, with_residual, with_dlogits, with_momentum;
+    bool option, with_sums, accumulate, with_residual, with_shortcut, with_dlogits, with_momentum;
   };
   union {
     bool relu, smoothed, usual_decay, y_given;
@@ -117,7 +117,7 @@ typedef struct {
   real *values;               // after run(), as floats; not for BYTES
 } array;
 
-enum { MAX_ARRAYS = 16, PATTERN = 0xA5 };
+enum { MAX_ARRAYS = 32, PATTERN = 0xA5 };
 static array arrays[MAX_ARRAYS];
 static int array_count;
 static array *x, *w, *y, *dy, *dx, *dw, *sums; // those of the case at work that many cases have

@@ -293,13 +293,20 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
 
 static array *y_below;
 
+static norm_below shortcut_below; // the norm of the shortcut that was added to it
+
+static bool gives_shortcut(const test_case *c, const device *d) {
+  return c->y_given && d->fused->block_backward_masked;
+}
+
 static norm_below below_at_work(const test_case *c, const device *d) {
   return (norm_below){.norm = arrays_at_work(),
                       .z = z_below->data,
                       .y = c->y_given ? y_below->data : NULL,
                       .mask = c->y_given && d->fused->keeps_masks ? mask->data : NULL,
                       .dgamma = dgamma->data,
-                      .dbeta = dbeta->data};
+                      .dbeta = dbeta->data,
+                      .shortcut = gives_shortcut(c, d) ? &shortcut_below : NULL};
 }
 
 static void launch_conv_backward_masked(const test_case *c, const device *d) {
@@ -325,8 +332,9 @@ static void draw_below(const test_case *c, const host_norm *h, size_t count, rea
   }
 }
 
-// dbeta and dgamma from the g that the device stored.
-static void compare_sums_of_g(const test_case *c, const host_norm *h, const real *z) {
+// dbeta and dgamma, the given arrays, from the g that the device stored.
+static void compare_sums_of_g(const test_case *c, const host_norm *h, const real *z,
+                              const array *beta, const array *gamma, const char *of) {
   const size_t channels = (size_t)c->conv.in_channels;
   real *sum_g = poison(channels), *sum_g_xhat = poison(channels);
   double *slack_of_g = constant(channels, 0), *slack_of_g_xhat = constant(channels, 0);
@@ -343,8 +351,11 @@ static void compare_sums_of_g(const test_case *c, const host_norm *h, const real
     slack_of_g[k] = sum_slack(n, squared);
     slack_of_g_xhat[k] += sum_slack(n, product_squared);
   }
-  compare(c, dbeta, "dbeta", sum_g, slack_of_g);
-  compare(c, dgamma, "dgamma", sum_g_xhat, slack_of_g_xhat);
+  char what[40];
+  snprintf(what, sizeof what, "%sdbeta", of);
+  compare(c, beta, what, sum_g, slack_of_g);
+  snprintf(what, sizeof what, "%sdgamma", of);
+  compare(c, gamma, what, sum_g_xhat, slack_of_g_xhat);
 }
 
 static conv_shape shortcut_shape;
@@ -360,8 +371,8 @@ static void launch_block_backward_masked(const test_case *c, const device *d) {
 static void compare_masked(const test_case *c, const devices *on, const conv_inputs *n,
                            const conv_inputs *of_shortcut, expectation e) {
   const size_t channels = (size_t)c->conv.in_channels;
-  const host_norm h = draw_host_norm(channels);
-  real *z = poison(n->in), *y_of = poison(n->in);
+  const host_norm h = draw_host_norm(channels), beside = draw_host_norm(channels);
+  real *z = poison(n->in), *y_of = poison(n->in), *z_beside = bf16_normals(n->in, 0, 1);
   draw_below(c, &h, n->in, z, y_of);
   for (size_t i = 0; i < n->in; i++)
     if (y_of[i] <= 0) e.values[i] = 0, e.slack[i] = 0;
@@ -379,12 +390,20 @@ static void compare_masked(const test_case *c, const devices *on, const conv_inp
     z_below = input_activations(d, z, n->x_shape);
     y_below = input_activations(d, y_of, n->x_shape);
     mask = input(d, BYTES, mask_of(y_of, n->in), (n->in + 7) / 8);
+    put_norm(d, &beside, channels, false);
+    array *gamma_beside = output(d, REALS, channels), *beta_beside = output(d, REALS, channels);
+    shortcut_below = (norm_below){.norm = arrays_at_work(),
+                                  .z = input_activations(d, z_beside, n->x_shape)->data,
+                                  .dgamma = gamma_beside->data,
+                                  .dbeta = beta_beside->data};
     put_norm(d, &h, channels, false);
     dgamma = output(d, REALS, channels);
     dbeta = output(d, REALS, channels);
     run(c, d, of_shortcut ? launch_block_backward_masked : launch_conv_backward_masked);
     compare(c, dx, "g", e.values, e.slack);
-    compare_sums_of_g(c, &h, z);
+    compare_sums_of_g(c, &h, z, dbeta, dgamma, "");
+    if (gives_shortcut(c, d))
+      compare_sums_of_g(c, &beside, z_beside, beta_beside, gamma_beside, "shortcut's ");
     free_arrays();
   }
 }
@@ -417,28 +436,48 @@ static void test_block_backward_masked(const test_case *c, const devices *on) {
 }
 
 static void launch_norm_spread(const test_case *c, const device *d) {
-  const norm_arrays n = arrays_at_work();
-  d->fused->norm_spread(&c->norm, dx->data, dy->data, x->data, dgamma->data, dbeta->data, &n);
+  const norm_below of = {.norm = arrays_at_work(),
+                         .z = x->data,
+                         .dgamma = dgamma->data,
+                         .dbeta = dbeta->data,
+                         .shortcut = c->with_shortcut ? &shortcut_below : NULL};
+  d->fused->norm_spread(&c->norm, dx->data, c->with_shortcut ? shortcut_dz->data : NULL, dy->data,
+                        &of);
 }
 
-static void test_norm_spread(const test_case *c, const devices *on) {
-  const norm_inputs n = draw_norm(&c->norm);
-  const norm_gradients g = draw_norm_gradients(c, &n);
-  const size_t channels = (size_t)c->norm.channels;
+// A norm's arrays and gradients, at work.
+static void put_spread(const device *d, const norm_inputs *n, const norm_gradients *g,
+                       size_t channels) {
   host_norm h = draw_host_norm(channels);
-  h.gamma = n.gamma, h.mean = g.mean, h.inverse_std = g.inverse_std;
+  h.gamma = n->gamma, h.mean = g->mean, h.inverse_std = g->inverse_std;
+  x = input_activations(d, n->x, n->shape);
+  put_norm(d, &h, channels, false);
+  dgamma = input(d, REALS, g->dgamma, channels);
+  dbeta = input(d, REALS, g->dbeta, channels);
+}
+
+// DX_IS_DY: what is written last is dy itself.
+static void test_norm_spread(const test_case *c, const devices *on) {
+  const norm_inputs n = draw_norm(&c->norm), m = draw_norm(&c->norm);
+  const norm_gradients g = draw_norm_gradients(c, &n, NULL);
+  const norm_gradients of_shortcut = draw_norm_gradients(c, &m, g.dy);
+  const size_t channels = (size_t)c->norm.channels;
   for (int i = 0; i < on->count; i++) {
     const device *d = on->of[i];
-    if (!d->fused) continue;
-    x = input_activations(d, n.x, n.shape);
+    if (!d->fused || (c->with_shortcut && !d->fused->block_backward_masked)) continue;
+    put_spread(d, &m, &of_shortcut, channels);
+    shortcut_below = (norm_below){
+        .norm = arrays_at_work(), .z = x->data, .dgamma = dgamma->data, .dbeta = dbeta->data};
+    put_spread(d, &n, &g, channels);
     dy = c->alias == DX_IS_DY ? changed_activations(d, g.dy, n.shape)
                               : input_activations(d, g.dy, n.shape);
-    dx = c->alias == DX_IS_DY ? dy : output_activations(d, n.shape);
-    put_norm(d, &h, channels, false);
-    dgamma = input(d, REALS, g.dgamma, channels);
-    dbeta = input(d, REALS, g.dbeta, channels);
+    array *last = c->alias == DX_IS_DY ? dy : output_activations(d, n.shape);
+    shortcut_dz = last;
+    dx = c->with_shortcut ? output_activations(d, n.shape) : last;
     run(c, d, launch_norm_spread);
     compare(c, dx, "dz", g.dx, g.slack_of_dx);
+    if (c->with_shortcut)
+      compare(c, shortcut_dz, "shortcut's dz", of_shortcut.dx, of_shortcut.slack_of_dx);
     free_arrays();
   }
 }

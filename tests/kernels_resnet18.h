@@ -178,9 +178,12 @@ static void norm_gradient_slacks(const test_case *c, const norm_inputs *n, norm_
   }
 }
 
-static norm_gradients draw_norm_gradients(const test_case *c, const norm_inputs *n) {
+// dy: NULL, one is drawn.
+static norm_gradients draw_norm_gradients(const test_case *c, const norm_inputs *n,
+                                          real *dy_given) {
   const size_t channels = (size_t)c->norm.channels, pixels = (size_t)c->norm.pixels;
-  norm_gradients g = {.dy = bf16_normals(n->count, 0, 1), .y = bf16_normals(n->count, 0, 1)};
+  norm_gradients g = {.dy = dy_given ? dy_given : bf16_normals(n->count, 0, 1),
+                      .y = bf16_normals(n->count, 0, 1)};
   for (size_t i = 0; i < n->count; i++)
     if (!c->relu) // not read
       g.y[i] = NAN;
@@ -229,7 +232,7 @@ static void put_norm_gradients(const test_case *c, const device *d, const norm_i
 
 static void test_norm_backward(const test_case *c, const devices *on) {
   const norm_inputs n = draw_norm(&c->norm);
-  const norm_gradients g = draw_norm_gradients(c, &n);
+  const norm_gradients g = draw_norm_gradients(c, &n, NULL);
   for (int i = 0; i < on->count; i++) {
     put_norm_gradients(c, on->of[i], &n, &g);
     run(c, on->of[i], launch_norm_backward);

@@ -115,9 +115,11 @@ static void add_fused_convs(conv_shape s, const char *shape, int options, extent
     c->y_given = option;
   }
   set_conv(add_case("conv_statistics", test_conv_statistics, "%s", shape), s, false, size);
-  if (s.kernel == 3)
-    set_conv(add_case("block_backward_masked", test_block_backward_masked, "%s", shape), s, false,
-             size);
+  if (s.kernel == 3) {
+    test_case *c = add_case("block_backward_masked", test_block_backward_masked, "%s, y", shape);
+    set_conv(c, s, false, size);
+    c->y_given = true;
+  }
   const fusions *gpu = device_by_name("simt", &unused)->fused;
   if (!gpu->takes_norm(&s)) return;
   set_conv(add_case("norm_conv_statistics", test_norm_conv_statistics, "%s", shape), s, false,
@@ -218,10 +220,11 @@ static void add_norm(int images, int pixels, int channels, extent size) {
                             i & 1 ? ", ReLU" : "", alias_names[i / 2]);
     c->norm = s, c->relu = i & 1, c->alias = i / 2, c->size = size;
   }
-  for (int alias = NO_RESIDUAL; alias <= DX_IS_DY; alias++) {
-    test_case *c = add_case("norm_spread", test_norm_spread, "%d x %d%s", pixels, channels,
-                            alias_names[alias]);
-    c->norm = s, c->alias = alias, c->size = size;
+  for (int i = 0; i < 4; i++) {
+    const int alias = i & 1 ? DX_IS_DY : NO_RESIDUAL;
+    test_case *c = add_case("norm_spread", test_norm_spread, "%d x %d%s%s", pixels, channels,
+                            alias_names[alias], i & 2 ? ", shortcut" : "");
+    c->norm = s, c->alias = alias, c->with_shortcut = i & 2, c->size = size;
   }
 }
 

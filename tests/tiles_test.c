@@ -257,7 +257,8 @@ static void test_masked_zeros(int images, int in, int out) {
   real *of = normals(6 * in, 0, 1), *w = normals((size_t)out * in, 0, 1);
   const norm_arrays n = {
       .gamma = of, .beta = of + in, .mean = of + 2 * in, .inverse_std = of + 3 * in};
-  const norm_below below = {n, uploaded(x), NULL, NULL, of + 4 * in, of + 5 * in};
+  const norm_below below = {
+      .norm = n, .z = uploaded(x), .dgamma = of + 4 * in, .dbeta = of + 5 * in};
   void *dx = uploaded(x);
   d->fused->conv_backward_masked(&s, dx, uploaded(z), w, true, &below);
   expect_zeros(dx, x, "conv_backward_masked, added");
