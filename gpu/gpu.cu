@@ -190,9 +190,10 @@ static void fill(device *d, fusions *fused, const char *name, bool plain) {
 #ifdef __CUDACC__
 
 const device *cuda_device(bool plain, error *e) {
-  static device d;
+  static device table[2]; // plain and fast, which may be in use at the same time
   static fusions fused;
-  static char description[400];
+  static char description[2][400];
+  device *d = &table[plain];
   cudaDeviceProp gpu;
   int count;
   const cudaError_t found = cudaGetDeviceCount(&count);
@@ -202,19 +203,19 @@ const device *cuda_device(bool plain, error *e) {
   }
   cuda::check_cuda(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
   const bool tensor_cores = gpu.major >= 8; // older ones cannot multiply bf16
-  cuda::fill(&d, &fused, plain ? "cuda-plain" : "cuda", plain);
+  cuda::fill(d, &fused, plain ? "cuda-plain" : "cuda", plain);
   if (!tensor_cores) {
-    cuda::fill_conv(&d, &fused, true);
-    d.fused = NULL;
+    cuda::fill_conv(d, &fused, true);
+    d->fused = NULL;
   }
-  d.free_bytes = cuda::free_bytes;
-  snprintf(description, sizeof description, "%s, compute capability %d.%d, %s kernels", gpu.name,
-           gpu.major, gpu.minor,
+  d->free_bytes = cuda::free_bytes;
+  snprintf(description[plain], sizeof description[plain],
+           "%s, compute capability %d.%d, %s kernels", gpu.name, gpu.major, gpu.minor,
            plain          ? "plain"
            : tensor_cores ? "tensor-core"
                           : "plain convolution");
-  d.description = description;
-  return &d;
+  d->description = description[plain];
+  return d;
 }
 
 #else
