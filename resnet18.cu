@@ -370,7 +370,7 @@ static __global__ void __launch_bounds__(THREADS)
       const float8 g = load_gradient(u, at), z = load_bf16x8(w.z + at);
       for (int j = 0; j < EIGHT; j++) {
         sum_g.value[j] += g.value[j];
-        sum_g_z.value[j] += g.value[j] * (z.value[j] - mean.value[j]);
+        sum_g_z.value[j] = fmaf(g.value[j], z.value[j] - mean.value[j], sum_g_z.value[j]);
       }
     }
   }
@@ -408,8 +408,8 @@ static __device__ void spread_eight(const way_back &of, const spread_constants &
                                     const float8 &g) {
   float8 z = load_bf16x8(of.z + at);
   for (int j = 0; j < EIGHT; j++)
-    z.value[j] = k.scale.value[j] * (g.value[j] - k.offset.value[j] -
-                                     (z.value[j] - k.mean.value[j]) * k.slope.value[j]);
+    z.value[j] = k.scale.value[j] * fmaf(k.mean.value[j] - z.value[j], k.slope.value[j],
+                                         g.value[j] - k.offset.value[j]);
   store_bf16x8(of.dz + at, z);
 }
 

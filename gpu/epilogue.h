@@ -79,13 +79,13 @@ static __device__ void stage_tile(const tile *t, bf16 *staged, const epilogue &e
 
 // -- Sums over a tile's columns -------------------------------------------------------------------
 
-// Two terms for each of two neighbouring columns.
+// For each of two neighbouring columns: a number, and a factor for it.
 typedef struct {
-  float first[2], second[2]; // [term]
+  float value[2], factor[2]; // [column]
 } two_terms;
 
-// The sums of two terms over each column of a staged tile. terms(row, column) returns those of a
-// pair. A thread adds up two columns in a slice of the rows; then one thread for each sum adds up
+// Two sums over each column of a staged tile: of the values, and of the values times their factors.
+// terms(row, column) returns those of a pair. A thread adds up two columns in a slice of the rows; then one thread for each sum adds up
 // the slices', in order, and calls store(term, column, sum). slices: shared memory behind the staged
 // tile.
 //
@@ -98,17 +98,17 @@ template <typename tile, typename function, typename result>
 static __device__ void sum_columns(float *slices, const function &terms, const result &store) {
   enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };
   const int slice = threadIdx.x / (COLUMNS / 2), column = threadIdx.x % (COLUMNS / 2) * 2;
-  two_terms sum = {{0, 0}, {0, 0}};
+  float sum[2] = {0, 0}, product[2] = {0, 0}; // [column]
   for (int row = slice * ROWS; row < (slice + 1) * ROWS; row++) {
     const two_terms add = terms(row, column);
     for (int i = 0; i < 2; i++) {
-      sum.first[i] += add.first[i];
-      sum.second[i] += add.second[i];
+      sum[i] += add.value[i];
+      product[i] = fmaf(add.value[i], add.factor[i], product[i]);
     }
   }
   for (int i = 0; i < 2; i++) { // slices: [SLICES][2][COLUMNS]
-    slices[(slice * 2 + i) * COLUMNS + column] = sum.first[i];
-    slices[(slice * 2 + i) * COLUMNS + column + 1] = sum.second[i];
+    slices[slice * 2 * COLUMNS + column + i] = sum[i];
+    slices[(slice * 2 + 1) * COLUMNS + column + i] = product[i];
   }
   __syncthreads();
   const int which = threadIdx.x / COLUMNS, n = threadIdx.x % COLUMNS;
@@ -126,10 +126,10 @@ static __device__ float masked(float dy, const epilogue &e, ptrdiff_t i, const c
   return zero ? 0 : dy;
 }
 
-// Terms of the staged result itself: z and z z. Rows beyond the last pixel are zeroes.
+// Of the staged result itself: z, and z as its factor. Rows beyond the last pixel are zeroes.
 static __device__ two_terms squares_of(uint32_t pair) {
   const float first = first_of(pair), second = second_of(pair);
-  return {{first, first * first}, {second, second * second}};
+  return {{first, second}, {first, second}};
 }
 
 // dy becomes g. i: the pair's number in z, whose values are the second pair.
@@ -141,8 +141,7 @@ static __device__ uint32_t mask_pair(uint32_t dy, uint32_t z, const epilogue &e,
 }
 
 static __device__ two_terms products_of(uint32_t g, uint32_t z, const float *mean) {
-  const float first = first_of(g), second = second_of(g);
-  return {{first, first * (first_of(z) - mean[0])}, {second, second * (second_of(z) - mean[1])}};
+  return {{first_of(g), second_of(g)}, {first_of(z) - mean[0], second_of(z) - mean[1]}};
 }
 
 // A set's sums of a tile; with the first set, its dy become g. tile_number: which of the partial sums are

@@ -8,10 +8,13 @@
 // large beside the deviation, and carries over what shift was rounded by, 2^-24 |mean scale|. But z itself
 // was rounded by up to 2^-9 |z|, and |z| is about |mean| there: 2^15 times as much.
 //
+// fmaf(a, b, c) is a b + c, rounded once. Compilers may make one of a product and a sum, or not, here but not
+// there; fmaf leaves them no choice. So the output and, later, ReLU's mask agree on what is above zero,
+// and the simulator with a GPU.
+//
 // scale and shift stay floats. Rounded to bf16, an error of 2^-9 in them would be the same for all
-// pixels of a channel, and would not average out as the errors of single activations do. And all
-// kernels compute them in this one way, so that the output and, later, ReLU's mask agree on what is above
-// zero.
+// pixels of a channel, and would not average out as the errors of single activations do. All kernels
+// compute them in this one way.
 #ifndef GPU_NORM_H
 #define GPU_NORM_H
 
@@ -60,7 +63,7 @@ typedef struct {
 static inline __device__ channel_normal normal_from(float gamma, float beta, float mean,
                                                     float inverse_std) {
   const float scale = gamma * inverse_std;
-  return {scale, beta - mean * scale};
+  return {scale, fmaf(-mean, scale, beta)};
 }
 
 static inline __device__ channel_normal normal_of(const normal &of, int c) {
@@ -69,7 +72,7 @@ static inline __device__ channel_normal normal_of(const normal &of, int c) {
 }
 
 static inline __device__ float normalised(const channel_normal &n, float z) {
-  return z * n.scale + n.shift;
+  return fmaf(z, n.scale, n.shift);
 }
 
 // -- On the way: z is normalised where it has been loaded to, in shared memory --------------------
