@@ -333,6 +333,8 @@ typedef struct device {
 //                what the first one made
 //     backward   conv_backward_input of a layer,     -> conv_backward_masked, norm_spread
 //                norm_backward of the layer below
+//                the same, where a block's shortcut  -> block_backward_masked, norm_spread
+//                has a convolution and a norm, too
 //                conv_backward_weight of an x that   -> norm_conv_backward_weight
 //                norm_conv_statistics did not store
 struct fusions {

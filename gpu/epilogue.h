@@ -10,7 +10,8 @@
 //     store, and add up z and z z               conv_forward with sums, conv_statistics
 //     normalise, add the residual, ReLU         conv_norm_inference
 //     mask with ReLU below, store, and
-//     add up g and g (z - mean)                 conv_backward_masked
+//     add up g and g (z - mean), and the
+//     same with the z of a shortcut             conv_backward_masked, block_backward_masked
 //
 // Checked by `make check`, through conv.cu's kernels.
 #ifndef GPU_EPILOGUE_H
