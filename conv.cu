@@ -29,8 +29,8 @@
 //    computes output and input gradient of those layers from pixels that come from memory once,
 //    gpu/halo_weight.h the weight gradient.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
-//    of its work while the numbers are still in registers. The rest, inside a block, the next
-//    convolution does with what it has loaded (gpu/norm.h).
+//    of its work while the numbers are still in registers. The rest, inside a block and behind
+//    the stem, the next convolution does with what it has loaded (gpu/norm.h).
 //
 // Nothing is added up in an order that depends on timing: partial sums are fixed (gpu/sums.h).
 // Checked by `make check` (tests/kernels_test.c), each kernel on each shape of the network.

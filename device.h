@@ -141,8 +141,8 @@ typedef struct {
 typedef struct norm_below {
   norm_arrays norm;
   const void *z; // what was normalised
-  // What came out, x itself; or, with a device that keeps masks, its mask (fusions). Both NULL where no
-  // residual was added: z tells as much.
+  // What came out, x itself, and its mask where the device keeps masks (fusions), which then reads that
+  // alone. Both NULL where no residual was added: z tells as much.
   const void *y;
   const uint8_t *mask;
   real *dgamma, *dbeta; // written on the way back
@@ -344,7 +344,7 @@ struct fusions {
                           const norm_arrays *n);
   // The rest: y = act(gamma (z - mean) inverse_std + beta + residual). residual may be NULL. Only a
   // device with takes_norm is given one that has a norm; it adds what norm_apply would have stored.
-  // mask (NULL: none is kept): where y is above zero, a bit for each number, bit i % 8 of byte i / 8 for
+  // mask (NULL: none is kept): where y is above zero or a NaN, a bit for each number, bit i % 8 of byte i / 8 for
   // number i of [n][C]. conv_backward_masked will read it in place of y, a sixteenth of the bytes.
   void (*norm_apply)(const norm_shape *shape, void *y, uint8_t *mask, const void *z,
                      const norm_arrays *n, const addend *residual, bool relu);
@@ -361,7 +361,7 @@ struct fusions {
   void (*block_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
                                 const shortcut_gradient *shortcut, const norm_below *below);
   // The rest: dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n); and, with of->shortcut, its dz from
-  // the same g (else NULL). The one that is written last may be g. The residual's gradient is g.
+  // the same g (else NULL). shortcut_dz may be g; without a shortcut dz may. The residual's gradient is g.
   void (*norm_spread)(const norm_shape *shape, void *dz, void *shortcut_dz, const void *g,
                       const norm_below *of);
 

@@ -45,16 +45,17 @@ static norm_shape norm_shape_of(const unit *u) {
   return (norm_shape){s->batch * s->out_height * s->out_width, s->out_channels, s->batch};
 }
 
-// What a convolution that reads u's output may want to know of u. shortcut: room for its.
+// What a convolution that reads u's output may want to know of u. shortcut: where the same of u's paired
+// shortcut goes; NULL where u is no block's b.
 static norm_below below_of(const network *n, const unit *u, norm_below *shortcut) {
-  if (u->shortcut) *shortcut = below_of(n, u->shortcut, NULL);
+  if (u->paired_shortcut) *shortcut = below_of(n, u->paired_shortcut, NULL);
   return (norm_below){.norm = arrays_of(n, u),
                       .z = u->z,
                       .y = u->has_residual ? u->y : NULL,
                       .mask = u->mask,
                       .dgamma = gradient_of(n, u->gamma),
                       .dbeta = gradient_of(n, u->beta),
-                      .shortcut = u->shortcut ? shortcut : NULL};
+                      .shortcut = u->paired_shortcut ? shortcut : NULL};
 }
 
 // -- Forward ---------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ static void unit_inference(network *n, unit *u, const void *x, const void *resid
                     a.running_var);
 }
 
-// The norm behind them, with what the block adds.
+// A unit's norm in training, with what the block adds.
 static void apply_norm(const network *n, unit *u, const norm_arrays *a, const void *residual) {
   const norm_shape shape = norm_shape_of(u);
   const unit *from = u->residual_from;
@@ -103,7 +104,7 @@ static void unit_forward_fused(network *n, unit *u, const void *residual) {
   if (!u->y_left_out) apply_norm(n, u, &a, residual);
 }
 
-// The same; in training with the batch's statistics.
+// A unit forward: for evaluation as above; in training with the batch's statistics.
 static void unit_forward(network *n, unit *u, const void *x, const void *residual, bool training) {
   const device *d = n->device;
   u->shape.batch = n->batch;
@@ -172,8 +173,8 @@ static void unit_backward_weight(network *n, unit *u, gradient_buffer *dz) {
 
 // The gradient of u's convolution output (dz, may be dy) and of gamma and beta, from that of its
 // output (dy); then that of its filters. dresidual as in device.h. masked: dy has been through ReLU's
-// mask already, and gamma's and beta's gradients are there; then dy itself is the residual's. Where u has
-// a shortcut, the gradient of its convolution's output is stored in place of the residual's.
+// mask already, and gamma's and beta's gradients are there; then dy itself is the residual's. Where a
+// shortcut is paired with u, the gradient of its convolution's output is stored in place of the residual's.
 static void unit_backward(network *n, unit *u, gradient_buffer *dz, gradient_buffer *dresidual,
                           gradient_buffer *dy, bool masked) {
   const device *d = n->device;
@@ -183,7 +184,8 @@ static void unit_backward(network *n, unit *u, gradient_buffer *dz, gradient_buf
   wait_for_reader(n, dz);
   if (dresidual) wait_for_reader(n, dresidual);
   if (masked)
-    d->fused->norm_spread(&shape, dz->data, u->shortcut ? dresidual->data : NULL, dy->data, &of);
+    d->fused->norm_spread(&shape, dz->data, u->paired_shortcut ? dresidual->data : NULL, dy->data,
+                          &of);
   else
     d->norm_backward(&shape, dz->data, dresidual ? dresidual->data : NULL, of.dgamma, of.dbeta,
                      dy->data, u->y, u->z, of.norm.gamma, of.norm.mean, of.norm.inverse_std,
@@ -233,22 +235,23 @@ static bool pair_backward_input(network *n, unit *a, unit *shortcut, gradient_bu
 //     on entry                   dy                            .                 .
 //     b's norm                   -> g, the residual's gradient .                 -> dz of b
 //       (with the shortcut's     -> dz of the shortcut         .                 -> dz of b)
-//     b's convolution            g                             -> dy of a        dz of b
-//     a's norm                   g                             -> dz of a        .
+//     b's convolution            the same                      -> dy of a        dz of b
+//     a's norm                   the same                      -> dz of a        .
 //
 //     x itself is the residual: g is a part of dx
 //     a's convolution            + its part, -> dx             dz of a           .
 //
 //     the shortcut's y is the residual: g is its dy
-//     its norm                   -> dz of the shortcut         dz of a           .
+//     its norm, if not with b's  -> dz of the shortcut         dz of a           .
 //     its convolution            dz of the shortcut            dz of a           -> a part of dx
 //     a's convolution            .                             dz of a           + its part, -> dx
 //       (or both at once         dz of the shortcut            dz of a           -> dx)
 //     gradient[0] and gradient[2] exchange their names
 //
 // The weight gradients of b, a and the shortcut read their dz on the side branch, while the main branch
-// goes on. A buffer that it overwrites next it first waits for: dz of b in the block below, or for the
-// shortcut; dz of a where the next block's b has its dx.
+// goes on. A buffer that it overwrites next it first waits for: dz of b in the block below, or, with a
+// shortcut, before x's gradient goes there; dz of the shortcut in the block below; dz of a where the next
+// block's b has its dx.
 //
 // below: the unit whose output x is. masked: dy is g already. Returns whether x's gradient is.
 static bool block_backward(network *n, const block *k, const unit *below, bool masked) {
@@ -260,7 +263,7 @@ static bool block_backward(network *n, const block *k, const unit *below, bool m
   if (k->shortcut < 0) // the residual was x itself, so its gradient is already x's, in part
     return unit_backward_input(n, a, dy, da, true, below);
   unit *shortcut = &n->units[k->shortcut];
-  if (masked && b->shortcut)
+  if (masked && b->paired_shortcut)
     unit_backward_weight(n, shortcut, dy); // the rest was done with b's norm
   else
     unit_backward(n, shortcut, dy, NULL, dy, false);

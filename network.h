@@ -46,8 +46,8 @@ typedef struct unit {
   void *z;       // the convolution's output, in training  [B][P][Q][Cout]
   void *y;       // after norm, residual sum and ReLU, same shape
   uint8_t *mask; // where a y with a residual is above zero, if the device keeps masks; else NULL
-  // Of a block's b, the block's shortcut, where the device takes its norm back together with b's; else NULL.
-  const struct unit *shortcut;
+  // Of a block's b: the block's shortcut, where the device takes both norms back together; else NULL.
+  const struct unit *paired_shortcut;
   bool y_left_out; // training does not store y: who reads it computes it from z
   double *sums;    // [2][Cout], of z, for the norm
   real *saved_mean, *saved_inverse_std; // [Cout], kept for the backward pass
@@ -88,6 +88,8 @@ typedef struct {
   real *dlogits;               // [B][10]
   gradient_buffer gradient[3]; // on their way back; room for the largest activation
 } network;
+
+// The network itself is made in run/layers.c, and gone through in network.c.
 
 // Which tensors and units a network of this width has, without any memory for them. False, with a
 // line in e, unless width is a positive multiple of 8 and batch is positive, both within reason.

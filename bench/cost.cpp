@@ -22,8 +22,8 @@
 // step at width 64 and batch 128.
 //
 // "the least possible": the arithmetic without padding; and each array moved as often as it has to
-// be where no two passes share a trip. z is written, read forward and read backward; the stem's and
-// the blocks' outputs likewise; gradients are written and read; a parameter is read in bf16 forward
+// be where no two passes share a trip. z is written, read forward and read backward; the blocks'
+// outputs likewise; gradients are written and read; a parameter is read in bf16 forward
 // and backward, its gradient written and read, weight and momentum read and written, 30 bytes.
 //
 // Checked by `make check`: the counts of one launch, by hand (tests/simt_test.cpp).
@@ -226,10 +226,10 @@ static void find_least(const network *n, double *flops, double *bytes) {
   for (int i = 0; i < UNITS; i++) {
     const conv_shape *s = &n->units[i].shape;
     const double z = (double)activation_count(unit_output_shape(&n->units[i], n->batch));
-    const bool is_first_of_block = i > 0 && s->kernel == 3 && n->units[i].x != n->units[i - 1].y;
     *flops += (i ? 3 : 2) * 2 * z * s->kernel * s->kernel * s->in_channels;
-    *bytes += 2 * z * (3 + 2);                                             // z, dz
-    if (s->kernel == 3) *bytes += 2 * z * (is_first_of_block ? 2 : 3 + 2); // dy; y
+    *bytes += 2 * z * (3 + 2);                         // z, dz
+    if (s->kernel == 3) *bytes += 2 * z * 2;           // dy
+    if (n->units[i].has_residual) *bytes += 2 * z * 3; // y
   }
 }
 

@@ -83,12 +83,12 @@ static __device__ void stage_tile(const tile *t, bf16 *staged, const epilogue &e
 // For each of two neighbouring columns: a number, and a factor for it.
 typedef struct {
   float value[2], factor[2]; // [column]
-} two_terms;
+} column_pair;
 
 // Two sums over each column of a staged tile: of the values, and of the values times their factors.
-// terms(row, column) returns those of a pair. A thread adds up two columns in a slice of the rows; then one thread for each sum adds up
-// the slices', in order, and calls store(term, column, sum). slices: shared memory behind the staged
-// tile.
+// terms(row, column) returns those of a pair. A thread adds up two columns in a slice of the rows; then
+// one thread for each sum adds up the slices', in order, and calls store(which, column, sum). slices:
+// shared memory behind the staged tile.
 //
 // Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
 // bits. Where the mean of a channel is large beside its deviation, which is where much cancels
@@ -101,7 +101,7 @@ static __device__ void sum_columns(float *slices, const function &terms, const r
   const int slice = threadIdx.x / (COLUMNS / 2), column = threadIdx.x % (COLUMNS / 2) * 2;
   float sum[2] = {0, 0}, product[2] = {0, 0}; // [column]
   for (int row = slice * ROWS; row < (slice + 1) * ROWS; row++) {
-    const two_terms add = terms(row, column);
+    const column_pair add = terms(row, column);
     for (int i = 0; i < 2; i++) {
       sum[i] += add.value[i];
       product[i] = fmaf(add.value[i], add.factor[i], product[i]);
@@ -120,7 +120,7 @@ static __device__ void sum_columns(float *slices, const function &terms, const r
 }
 
 // g = dy where the layer below's output is above zero, else 0. The mask tells, or, where no residual was
-// added to it, z: number i of both.
+// added to it, z. i: the number's place in z and, as a bit, in the mask.
 static __device__ float masked(float dy, const epilogue &e, ptrdiff_t i, const channel_normal &n,
                                float z) {
   const bool zero = e.mask ? !(e.mask[i / 8] >> i % 8 & 1) : normalised(n, z) <= 0;
@@ -128,7 +128,7 @@ static __device__ float masked(float dy, const epilogue &e, ptrdiff_t i, const c
 }
 
 // Of the staged result itself: z, and z as its factor. Rows beyond the last pixel are zeroes.
-static __device__ two_terms squares_of(uint32_t pair) {
+static __device__ column_pair squares_of(uint32_t pair) {
   const float first = first_of(pair), second = second_of(pair);
   return {{first, second}, {first, second}};
 }
@@ -141,7 +141,7 @@ static __device__ uint32_t mask_pair(uint32_t dy, uint32_t z, const epilogue &e,
   return to_pair(first, second);
 }
 
-static __device__ two_terms products_of(uint32_t g, uint32_t z, const float *mean) {
+static __device__ column_pair products_of(uint32_t g, uint32_t z, const float *mean) {
   return {{first_of(g), second_of(g)}, {first_of(z) - mean[0], second_of(z) - mean[1]}};
 }
 
@@ -158,12 +158,12 @@ static __device__ void sum_tile(bf16 *staged, const epilogue &e, int set, int fi
   float mean[2] = {};
   for (int i = 0; i < 2; i++) {
     if (!s.z || n + i >= e.channels) continue;
-    of[i] = normal_of(e.norm, n + i);
+    if (set == 0) of[i] = normal_of(e.norm, n + i);
     mean[i] = s.mean[n + i];
   }
   sum_columns<tile>(
       slices,
-      [&](int row, int column) -> two_terms {
+      [&](int row, int column) -> column_pair {
         uint32_t *pair = (uint32_t *)staged_at<tile>(staged, row, column);
         if (!s.z) return squares_of(*pair);
         const ptrdiff_t at = n < e.channels ? offset(row) : -1;

@@ -18,7 +18,7 @@
 //     MB to add up parts of the sum            233           104    (gpu/parts.h)
 //     instructions for each mma         9.0 to 14.0    1.7, and 2.3 with what a strip does once
 //
-// Where x is y of the layer below inside a block, z is copied, and a thread normalises its share, as in
+// Where x is a y that nobody stored, inside a block or behind the stem, z is copied, and a thread normalises its share, as in
 // gpu/halo.h. That, too, is done once for a strip, and makes 2.3 instructions 3.1.
 //
 // The pixels come in *strips* of 128, the stages of gpu/tile.h: dz as a tile of 128 lines of 64 filters,

@@ -1,6 +1,6 @@
 // gpu/norm.h - batch normalisation's arithmetic for one channel, which resnet18.cu applies to what
-// lies in memory and a convolution to what it holds in registers or has just loaded; and the end of every sum that
-// batch normalisation needs.
+// lies in memory and a convolution to what it holds in registers or has just loaded; and the end of
+// every sum that batch normalisation needs.
 //
 //     y = act(z scale + shift + residual)         scale = gamma inverse_std, shift = beta - mean scale
 //
@@ -9,8 +9,8 @@
 // was rounded by up to 2^-9 |z|, and |z| is about |mean| there: 2^15 times as much.
 //
 // fmaf(a, b, c) is a b + c, rounded once. Compilers may make one of a product and a sum, or not, here but not
-// there; fmaf leaves them no choice. So the output and, later, ReLU's mask agree on what is above zero,
-// and the simulator with a GPU.
+// there; fmaf leaves them no choice. So the output and, later, ReLU's mask agree on what is above zero. And
+// from equal statistics, the simulator and a GPU round alike.
 //
 // scale and shift stay floats. Rounded to bf16, an error of 2^-9 in them would be the same for all
 // pixels of a channel, and would not average out as the errors of single activations do. All kernels

@@ -2,7 +2,7 @@
 //
 // In stage 1 of the network (network.h) dw has 64 x 576 numbers, and each is the sum of 131,072 terms, one
 // for each pixel. The numbers make a few tiles, work for a few of a GPU's 132 processors. So the sum is
-// cut into parts, for as many blocks as a GPU has room for. Each block stores its part, and a second
+// cut into parts, for about as many blocks as a large GPU has processors. Each block stores its part, and a second
 // kernel adds the parts up, in order:
 //
 //     part 0      the first pixels      -> partials[0][filter][column]
@@ -21,7 +21,7 @@
 namespace GPU {
 
 // dw: the sums over all parts, without the columns of padding. They are added in float: there are
-// 256 parts at most, each a sum in float itself.
+// 128 parts at most, each a sum in float itself.
 static __global__ void add_parts(float *dw, const float *partials, int parts, int filters,
                                  int columns, int pitch) {
   const int i = (int)thread_number(), row = i / pitch, column = i % pitch;

@@ -131,8 +131,8 @@ static void allocate_unit(network *n, unit *u) {
   u->saved_inverse_std = d->allocate(channels * sizeof(real));
 }
 
-// Does `reader`, the only convolution that reads u's y, let training not store it?
-static bool leave_out_output(const network *n, unit *u, unit *reader) {
+// Training leaves out u's y if `reader`, the only convolution that reads it, can make it of z. Whether so.
+static bool let_reader_normalise(const network *n, unit *u, unit *reader) {
   u->y_left_out = n->device->fused->takes_norm(&reader->shape);
   if (u->y_left_out) reader->x_from = u;
   return u->y_left_out;
@@ -146,22 +146,22 @@ static void leave_out_outputs(network *n) {
   for (int i = 0; i < BLOCKS; i++) {
     const block *k = &n->blocks[i];
     unit *b = &n->units[k->b];
-    leave_out_output(n, &n->units[k->a], b);
+    let_reader_normalise(n, &n->units[k->a], b);
     if (k->shortcut < 0) continue;
     n->units[k->shortcut].y_left_out = true;
     b->residual_from = &n->units[k->shortcut];
   }
   unit *stem = &n->units[0];
-  if (leave_out_output(n, stem, &n->units[n->blocks[0].a]))
+  if (let_reader_normalise(n, stem, &n->units[n->blocks[0].a]))
     n->units[n->blocks[0].b].residual_from = stem;
 }
 
-// Whose norms go back together.
+// A shortcut's norm goes back together with that of its block's b, on a device that does both at once.
 static void pair_shortcuts(network *n) {
   const fusions *f = n->device->fused;
   for (int i = 0; f && f->block_backward_masked && i < BLOCKS; i++)
     if (n->blocks[i].shortcut >= 0)
-      n->units[n->blocks[i].b].shortcut = &n->units[n->blocks[i].shortcut];
+      n->units[n->blocks[i].b].paired_shortcut = &n->units[n->blocks[i].shortcut];
 }
 
 bool network_create(network *n, const device *d, int width, int batch, error *e) {

@@ -23,7 +23,7 @@ and for each case, B its batch, every name below after its prefix:
     samples    I32 [B][5]    image, partner (position in the batch), crop_y, crop_x, flip
     settings   [6]           lambda, learning_rate, momentum, weight_decay, smoothing, seed
 
-  the state before the step. The initial cases start from network_initialise(seed) of network.c,
+  the state before the step. The initial cases start from network_initialise(seed) of run/layers.c,
   which is done again here, bit for bit; midrun8 from what is stored:
 
     before.<parameter>       digest of the initial weights (initial cases)
@@ -133,7 +133,7 @@ def philox(seed, counter):
 
 
 def draw_uniform(seed, position, count, fan_in):
-    """network.c's draw_uniform, in its float32 arithmetic; position: in the list of parameters."""
+    """run/layers.c's draw_uniform, in its float32 arithmetic; position: in the list of parameters."""
     blocks = philox(seed, [np.arange((count + 3) // 4), position, 0, 1])
     bits = np.stack(blocks, axis=1).reshape(-1)[:count]
     unit = (bits >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)

@@ -53,7 +53,11 @@ typedef struct test_case {
   };
   union {
     int alias, lambda; // norm_backward: which arrays are one; make_step's numbers
-    enum { AS_IT_IS, NORM, NORM_AND_RELU } added_norm; // norm_apply: made of the residual first
+    enum {
+      AS_IT_IS,
+      NORM,
+      NORM_AND_RELU
+    } added_norm; // norm_apply: the residual is given as a z with this norm
   };
   extent size;
 } test_case;

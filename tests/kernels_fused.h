@@ -293,7 +293,7 @@ static void test_norm_conv_backward_weight(const test_case *c, const devices *on
 
 static array *y_below;
 
-static norm_below shortcut_below; // the norm of the shortcut that was added to it
+static norm_below shortcut_below; // whose sums or dz come second
 
 static bool gives_shortcut(const test_case *c, const device *d) {
   return c->y_given && d->fused->block_backward_masked;
