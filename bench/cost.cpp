@@ -18,7 +18,7 @@
 // so the tensor cores compute nothing, and of a large launch only the first columns of blocks run:
 // what is printed is exact for launches of one or two columns, and else as exact as blocks are alike
 // (borders of images make a difference of a few per cent in `MB asked`). What the last blocks of a launch
-// read to add up partial sums (gpu/sums.h) is left out: they are not like the others. It is 9 MB of a
+// read to add up partial sums (gpu/sums.h) is left out: they are not like the others. It is 7 MB of a
 // step at width 64 and batch 128.
 //
 // "the least possible": the arithmetic without padding; and each array moved as often as it has to

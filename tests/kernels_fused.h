@@ -150,20 +150,23 @@ static void test_conv_statistics(const test_case *c, const devices *on) {
 
 static norm_arrays arrays_below; // of another norm than the one at work
 
+// What a norm makes of a z of channel k; and 16 roundings of float, of the terms' sizes.
+static double norm_of(const host_norm *h, size_t k, double z, double *roundings) {
+  const double scale = (double)h->gamma[k] * h->inverse_std[k], beta = h->beta[k];
+  *roundings = 16 * EPSILON * (fabs(scale) * (fabs(z) + fabs((double)h->mean[k])) + fabs(beta));
+  return scale * (z - (double)h->mean[k]) + beta;
+}
+
 // In values, which an activation can hold, what a norm makes of the z that are returned. A z whose normalised
 // value could fall to either side of zero, or of the middle between two bf16, by 16 roundings, is not drawn:
 // then the values are certain, and the tolerance is that of what is done with them.
 static real *draw_z_of(real *values, size_t count, const host_norm *h, size_t channels, bool relu) {
   real *z = poison(count);
   for (size_t i = 0; i < count; i++) {
-    const size_t k = i % channels;
-    const double scale = (double)h->gamma[k] * h->inverse_std[k];
     double value, slack;
     do {
       z[i] = to_nearest_bf16((float)random_normal(&stream));
-      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
-      slack = fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k]));
-      slack = 16 * EPSILON * (slack + fabs((double)h->beta[k]));
+      value = norm_of(h, i % channels, z[i], &slack);
     } while (to_nearest_bf16((float)(value - slack)) != to_nearest_bf16((float)(value + slack)));
     values[i] = to_nearest_bf16((float)(relu ? fmax(0, value) : value));
   }
@@ -319,15 +322,11 @@ static void launch_conv_backward_masked(const test_case *c, const device *d) {
 static void draw_below(const test_case *c, const host_norm *h, size_t count, real *z, real *y_of) {
   const size_t channels = (size_t)c->conv.in_channels;
   for (size_t i = 0; i < count; i++) {
-    const size_t k = i % channels;
-    const double scale = (double)h->gamma[k] * h->inverse_std[k];
-    double value, size;
+    double value, slack;
     do {
       z[i] = to_nearest_bf16((float)random_normal(&stream));
-      value = scale * (z[i] - (double)h->mean[k]) + h->beta[k];
-      size =
-          fabs(scale) * (fabs((double)z[i]) + fabs((double)h->mean[k])) + fabs((double)h->beta[k]);
-    } while (fabs(value) <= 16 * EPSILON * size);
+      value = norm_of(h, i % channels, z[i], &slack);
+    } while (fabs(value) <= slack);
     y_of[i] = to_nearest_bf16((float)fmax(0, c->y_given ? random_normal(&stream) : value));
   }
 }

@@ -360,6 +360,8 @@ static void open_gpus(void) {
     const device *d = device_by_name(names[i], &e);
     if (!d && i == 4) printf("no rows for cuda: %s\n", e.text);
     if (!d) continue;
+    for (int j = 0; j < gpu_count; j++)
+      check(gpus[j] != d, "%s and %s are not the same table", names[i], gpus[j]->name);
     gpus[gpu_count] = d;
     create(&on_gpu[gpu_count++], d);
   }
