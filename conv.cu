@@ -27,7 +27,8 @@
 //    patches of x or dz by w (gpu/gather.h), the weight gradient dz by patches of x (below).
 //    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
 //    computes output and input gradient of those layers from pixels that come from memory once,
-//    gpu/halo_weight.h the weight gradient.
+//    gpu/halo_weight.h the weight gradient. The first layer's pixels of three channels are too small
+//    for all of that, and have gpu/stem.h.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers. The rest, inside a block and behind
 //    the stem, the next convolution does with what it has loaded (gpu/norm.h).
@@ -38,6 +39,7 @@
 #include "gpu/halo.h"
 #include "gpu/halo_weight.h"
 #include "gpu/parts.h"
+#include "gpu/stem.h"
 
 namespace GPU {
 
@@ -161,7 +163,7 @@ static void conv_backward_weight_plain(const conv_shape *s, real *dw, const void
 static void output(const conv_shape *s, void *to, const void *x, const void *w, epilogue end) {
   gather_job g = {};
   end.to = (bf16 *)to, end.channels = s->out_channels;
-  if (halo_convolution<false, false>(s, x, w, {}, end)) return;
+  if (halo_convolution<false, false>(s, x, w, {}, end) || stem_convolution(s, x, w, end)) return;
   g.end = end, g.products = 1;
   g.to_height = s->out_height, g.to_width = s->out_width;
   g.product[0] = product_of(source_of(x, s->in_height, s->in_width, s->in_channels), w, s->kernel);
@@ -347,7 +349,7 @@ static void launch_weight_job(weight_job *o, real *dw) {
 
 static void conv_backward_weight(const conv_shape *s, real *dw, const void *dz, const void *x) {
   weight_job o = {};
-  if (strip_convolution<false>(s, dw, dz, x, {})) return;
+  if (strip_convolution<false>(s, dw, dz, x, {}) || stem_backward_weight(s, dw, dz, x)) return;
   o.dz = (const bf16 *)dz, o.filters = s->out_channels;
   o.x = source_of(x, s->in_height, s->in_width, s->in_channels);
   o.patches =

@@ -203,6 +203,12 @@ static void plan_sums(epilogue *e, int tiles, int blocks) {
 
 // -- All of it ------------------------------------------------------------------------------------
 
+// Shared memory that finish_tile takes: the staged tile and, behind it, the slices' sums, which need more
+// than evaluation's scale and shift.
+template <typename tile> static constexpr size_t bytes_to_finish() {
+  return tile::ROWS * tile::STAGED_LINE * sizeof(bf16) + 4 * THREADS * sizeof(float);
+}
+
 // The result, from registers to memory.
 template <typename tile, typename function>
 static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &e, int first_column,

@@ -3,7 +3,7 @@
 // A block computes a tile of the result: 128 pixels by 64 or 128 channels. Row by row, the matrix's numbers
 // are gathered from where gpu/patches.h says that they lie, a stage of 32 terms at a time (gpu/tile.h).
 // That serves every filter, stride and size. 3x3 filters with stride 1, most of the arithmetic, have a
-// kernel of their own in gpu/halo.h.
+// kernel of their own in gpu/halo.h, and the first layer has one in gpu/stem.h.
 //
 // What it wastes are instructions. In the beginning all addresses were found as multiply_patches does it
 // still: for each 16 bytes a division for the tap, another for its row, then row, column and whether they

@@ -282,12 +282,18 @@ static __global__ void __launch_bounds__(THREADS, 2) strip_tile(strip_job g) {
   }
 }
 
-template <int WIDTH, bool NORMALISED> static void launch_strips(strip_job *g, real *dw) {
-  const int strips = divide_up(g->pixels, STRIP), columns = TAPS * g->channels;
-  const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
-  g->part_strips = steps_of_part(strips, 4, slices * tiles);
+// Cuts the sum into parts, of which each has `blocks` blocks. Returns how many.
+static int cut_strips(strip_job *g, int blocks) {
+  const int strips = divide_up(g->pixels, STRIP);
+  g->part_strips = steps_of_part(strips, 4, blocks);
   const int parts = divide_up(strips, g->part_strips);
   g->last_strips = strips - (parts - 1) * g->part_strips;
+  return parts;
+}
+
+template <int WIDTH, bool NORMALISED> static void launch_strips(strip_job *g, real *dw) {
+  const int slices = divide_up(g->channels, SLICE), tiles = divide_up(g->filters, FILTERS);
+  const int parts = cut_strips(g, slices * tiles), columns = TAPS * g->channels;
   const size_t stages = 2 * strip_of<WIDTH>::STAGE * sizeof(bf16);
   const size_t table = NORMALISED ? 2 * SLICE * sizeof(float) : 0;
   g->to = place_of_parts(dw, parts, g->filters, columns, columns);

@@ -314,8 +314,9 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
   }
 }
 
-// Adds the sum over `steps` stages. load(a_tile, b_tile, step) begins to fill a stage. While one stage
-// is multiplied, STAGES - 1 are on their way:
+// Takes `steps` stages of SIZE bf16 numbers through shared memory, STAGES of them at once. load(stage, step)
+// begins to fill one, use(stage) computes with one that is there. While one stage is multiplied, STAGES
+// - 1 are on their way:
 //
 //     step            0          1          2          3
 //     multiplied      stage 0    stage 1    stage 2    stage 0 ..
@@ -324,24 +325,31 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
 //
 // The stage that is filled in a step is the one that was multiplied in the step before. All have
 // left it when they come to the barrier, so one barrier in a step is enough.
-template <typename tile, typename function>
-static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const function &load) {
+template <int SIZE, typename load_function, typename use_function>
+static __device__ void go_through_stages(bf16 *shared, int steps, const load_function &load,
+                                         const use_function &use) {
   for (int step = 0; step < STAGES - 1; step++) {
-    bf16 *stage = shared + step * tile::STAGE;
-    if (step < steps) load(stage, stage + tile::ROWS * DEPTH, step);
+    if (step < steps) load(shared + step * SIZE, step);
     commit_copies();
   }
   for (int step = 0; step < steps; step++) {
     wait_for_copies<STAGES - 2>(); // this thread's share of stage `step` is there,
     __syncthreads();               // and everyone's; and all are done with the stage before it,
     const int next = step + STAGES - 1;
-    bf16 *free_stage = shared + next % STAGES * tile::STAGE; // which is filled again
-    if (next < steps) load(free_stage, free_stage + tile::ROWS * DEPTH, next);
+    if (next < steps) load(shared + next % STAGES * SIZE, next); // which is filled again
     commit_copies(); // an empty group counts as well: the wait above always means the same
-    bf16 *stage = shared + step % STAGES * tile::STAGE;
-    multiply_stage(t, stage, stage + tile::ROWS * DEPTH);
+    use(shared + step % STAGES * SIZE);
   }
   __syncthreads(); // shared memory may be used for something else
+}
+
+// Adds the sum over `steps` stages. load(a_tile, b_tile, step) begins to fill one.
+template <typename tile, typename function>
+static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const function &load) {
+  enum { B = tile::ROWS * DEPTH };
+  go_through_stages<tile::STAGE>(
+      shared, steps, [&](bf16 *stage, int step) { load(stage, stage + B, step); },
+      [&](bf16 *stage) { multiply_stage(t, stage, stage + B); });
 }
 
 // -- Out of the registers ---------------------------------------------------------------------------

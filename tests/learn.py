@@ -60,7 +60,7 @@ def follow(arguments):
     directory = arguments.data or settings["data"]
     train = [t[: settings["train_images"]] for t in read_cifar(directory, TRAIN_FILES)]
     test = [t[: settings["test_images"]] for t in read_cifar(directory, TEST_FILES)]
-    model = ResNet18(settings["width"])
+    model = ResNet18(settings["width"]).to(memory_format=torch.channels_last)  # faster on a CPU
     model.load_state_dict(load_file(arguments.init), strict=True)
     optimiser, rows = make_optimiser(model, {**settings, "lr": lines[0]["lr"]}), []
     if arguments.state and arguments.state.exists():
