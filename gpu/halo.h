@@ -50,13 +50,13 @@
 //     pixels and filters asked for, a pass               2,277 MB       774 MB
 //     all that its kernels ask for: outputs              2,388 MB       890 MB    + 111 MB stored, 5 the norms
 //     the same: input gradients                          2,719 MB     1,195 MB    + what masks and sums read
-//     instructions for each mma                       6.8 to 11.8   1.7 to 2.4
+//     instructions for each mma                       6.8 to 11.8   1.7 to 2.2
 //
 // A block's second convolution reads z of the first, and each thread normalises what it has copied of a
 // chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory, inside a
 // block or from the stem: 160 MB a step less, and 9 launches (`make cost`). It costs instructions, some
-// 40 for each 16 bytes of a chunk, and for every tile of columns again: 2.3 to 2.8 for each mma then,
-// 3.5 in the smallest tile, where they serve half as many mma. An H100 has room for four. Scale and
+// 30 for each 16 bytes of a chunk, and for every tile of columns again: 2.2 to 2.5 for each mma then,
+// 3.2 in the smallest tile, where they serve half as many mma. An H100 has room for four. Scale and
 // shift of all channels are in a table behind the stages: 8 KB for 1,024 channels, with which two
 // blocks still fit on an A100. More channels are declined (takes_norm in device.h).
 //
@@ -128,10 +128,10 @@ template <int WIDTH_, int PIXELS_ = PIXELS, int CHANNELS = CHUNK> struct region_
 // What a thread copies of one chunk, it copies of the next one, 16 channels further. Where that is
 // takes divisions to find, so it is found once, before the loop; there, it only moves.
 typedef struct {
-  int from;        // pieces of 16 bytes from the array's begin on: the first one of the next chunk
-  int channel;     // its first; those beyond the last are copied as zeroes
-  bf16 *to;        // in the stage that the next chunk goes to
-  uint32_t inside; // pixels: bit i says whether there is an i-th one
+  int from;    // pieces of 16 bytes from the array's begin on: the first one of the next chunk
+  int channel; // its first; those beyond the last are copied as zeroes
+  bf16 *to;    // in the stage that the next chunk goes to
+  int inside;  // pixels: bit i says whether there is an i-th one
 } copies;
 
 template <typename region>
@@ -142,12 +142,13 @@ static __device__ copies find_pixels(const halo_job &g, bf16 *stage, int first_p
   const int first = threadIdx.x / 16 * 8 + threadIdx.x / 8 % 2 + threadIdx.x / 2 % 4 * 2;
   const int first_row = first_pixel % (g.height * region::WIDTH) / region::WIDTH - 1;
   const int pixel = first_pixel + first - (region::WHOLE ? 0 : region::WIDTH);
-  uint32_t inside = 0;
+  int inside = 0;
   for (int i = 0; i < region::COPIES; i++) {
     const int p = first + i * PIXELS_AT_ONCE, row = first_row + p / region::WIDTH;
     const bool in_image = p < region::COPIED && row >= 0 && row < g.height;
-    inside |= (uint32_t)(region::WHOLE ? first_pixel + p < g.pixels : in_image) << i;
+    inside |= (region::WHOLE ? first_pixel + p < g.pixels : in_image) << i;
   }
+  keep(&inside);
   bf16 *to = stage + region::place_of(first) + region::PIXEL + piece * EIGHT;
   if (region::WHOLE) to += region::LINE; // the row above the first image is a border, too
   return {pixel * (g.channels / EIGHT) + piece, piece * EIGHT, to, inside};
@@ -174,7 +175,7 @@ static __device__ void copy_pixels(const halo_job &g, copies *c, int move) {
 // one of y.
 template <typename region>
 static __device__ void normalise_pixels(const halo_job &g, const float *table, int channel,
-                                        bf16 *own, uint32_t inside) {
+                                        bf16 *own, int inside) {
   if (channel >= g.channels) return;
 #pragma unroll
   for (int i = 0; i < region::COPIES; i++)
@@ -277,7 +278,7 @@ static __device__ void multiply_chunks(tile *t, bf16 *shared, const halo_job &g,
   copies pixels = find_pixels<region>(g, shared, first_pixel);
   copies filters = find_filters<tile>(g, shared + region::SIZE, first_column);
   const int lane = threadIdx.x % LANES;
-  const bool has_pixels = first_pixel + tile::warp_row() < g.pixels;
+  const bool has_pixels = !region::WHOLE || first_pixel + tile::warp_row() < g.pixels;
   chunk_lines<tile> lines;
   lines.pixels = shared + region::place_of(tile::warp_row() + lane % 16) + lane / 16 * EIGHT;
   for (int j = 0; j < chunk_lines<tile>::FILTER_LINES; j++)
