@@ -23,7 +23,8 @@ OUR_CFLAGS := -std=c11 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math
   -fopenmp -I. -MMD -MP $(WARNINGS)
 LIBRARIES := -lm
 
-# `make check SAN=1`: everything again under AddressSanitizer and UndefinedBehaviorSanitizer.
+# `make check SAN=1`: the checks again under AddressSanitizer and UndefinedBehaviorSanitizer, but for what
+# SLOW and WATCHED_CHECKS say.
 ifdef SAN
 CFLAGS := -O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 VARIANT := -san
@@ -233,7 +234,7 @@ train: $(TRAIN) $(SHAPES)
 
 # -- Checks ---------------------------------------------------------------------------------------------
 
-# For have_threads_sleep's reason, in train.c.
+# For have_threads_sleep's reason, in run/process.c.
 check: export OMP_WAIT_POLICY := passive
 # Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there, and
 # runs of the trainer on the CPU.

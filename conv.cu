@@ -27,8 +27,8 @@
 //    patches of x or dz by w (gpu/gather.h), the weight gradient dz by patches of x (below).
 //    With 3x3 filters and stride 1, neighbours' patches share six of their nine pixels. gpu/halo.h
 //    computes output and input gradient of those layers from pixels that come from memory once,
-//    gpu/halo_weight.h the weight gradient. The first layer's pixels of three channels are too small
-//    for all of that, and have gpu/stem.h.
+//    gpu/halo_weight.h the weight gradient. A pixel of three channels has less
+//    than the 16 bytes that all of these move at a time, so the first layer has gpu/stem.h.
 // 4. Batch normalisation wants to walk through what a convolution stores. gpu/epilogue.h does part
 //    of its work while the numbers are still in registers. The rest, inside a block and behind
 //    the stem, the next convolution does with what it has loaded (gpu/norm.h).

@@ -233,8 +233,9 @@ typedef struct device {
   // -- convolution in three passes: reference/conv.c, cpu/conv.c, conv.cu --------------------------
   //
   // x, dx: [B][in_height][in_width][Cin]; z, dz: [B][out_height][out_width][Cout]; w, dw:
-  // [Cout][R][S][Cin]. Output pixel (p, q) meets, with tap (r, s) of a filter, input pixel (h, v),
-  // h = stride p + r - padding and v = stride q + s - padding; outside the image x is zero.
+  // [Cout][R][S][Cin]. Output pixel (p, q) meets, with *tap* (r, s) of a filter, its row r and column
+  // s, input pixel (h, v), h = stride p + r - padding and v = stride q + s - padding; outside the image
+  // x is zero.
 
   // z[b][p][q][k] = sum over r, s, c of x[b][h][v][c] w[k][r][s][c].
   // sums (may be NULL): [2][Cout], the sum of z and of z*z over all pixels, for norm_forward.

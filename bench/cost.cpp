@@ -9,7 +9,7 @@
 //                 once: what would move if the caches were perfect within a launch and empty
 //                 between launches
 //     MB asked    sectors, each as often as a warp asks for it: what the caches have to deliver. No
-//                 least is given, since it depends on the tiles; gpu/halo.h derives what one asks for
+//                 least is given, since it depends on the tiles; gpu/halo.h says what its tiles ask for
 //     M turns     millions of turns of shared memory (of 128 bytes at most), and how many times the
 //                 least possible they are: more than 1.00 is bank conflicts
 //     us          the bound of each launch, summed: max(FLOP / peak, bytes once / bandwidth)

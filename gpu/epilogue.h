@@ -203,8 +203,8 @@ static void plan_sums(epilogue *e, int tiles, int blocks) {
 
 // -- All of it ------------------------------------------------------------------------------------
 
-// Shared memory that finish_tile takes: the staged tile and, behind it, the slices' sums, which need more
-// than evaluation's scale and shift.
+// Shared memory that finish_tile takes: the staged tile and, behind it, evaluation's scale and shift or the
+// slices' sums, which need more.
 template <typename tile> static constexpr size_t bytes_to_finish() {
   return tile::ROWS * tile::STAGED_LINE * sizeof(bf16) + 4 * THREADS * sizeof(float);
 }

@@ -7,7 +7,7 @@
 //
 // What it wastes are instructions. In the beginning all addresses were found as multiply_patches does it
 // still: for each 16 bytes a division for the tap, another for its row, then row, column and whether they
-// are inside. Where the source has a multiple of 32 channels, as in all layers but the first if the width
+// are inside. Where the source has a multiple of 32 channels, as in all layers that come here if the width
 // is such a multiple, a stage has one tap, and multiply_taps only adds. Instructions for each mma in the
 // main loop, by `make sass-report` (sm_80):
 //

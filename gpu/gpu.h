@@ -39,7 +39,7 @@
 //
 //     const T &x               x is passed by address, and used like a value
 //     typename... P            any number of types
-//     uint2, uint4, float4     two or four numbers, loaded with one instruction; dim3: three sizes
+//     uint2, float4, ..        two or four numbers, loaded with one instruction; dim3: three sizes
 //     asm(text : out : in)     one instruction of PTX; %0, %1, .. are the operands, in order
 //     __CUDACC__               defined while nvcc compiles; __CUDA_ARCH__ only in code for the GPU,
 //                              as 800 for sm_80

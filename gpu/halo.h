@@ -1,12 +1,12 @@
 // gpu/halo.h - 3x3 convolution with stride 1, output and input gradient: a pixel comes from memory
 // once, and not once for each tap.
 //
-// These layers are 85 % of the network's arithmetic. gpu/gather.h's gather_tile can compute them, too,
+// These layers are 88 % of the network's arithmetic. gpu/gather.h's gather_tile can compute them, too,
 // as a product with the matrix of patches (gpu/patches.h). That wastes two things:
 //
 //   - Tap (0, 1) of a pixel is tap (0, 0) of its neighbour. The matrix does not know, so each pixel
 //     is fetched nine times: 2,277 MB in the forward pass of a step (width 64, batch 128), where
-//     all those pixels and filters are 133 MB.
+//     all those pixels and filters are 130 MB.
 //   - For each 16 bytes it found tap, channel, row and column anew. Of 217 instructions in its main
 //     loop, 145 did that, beside 32 mma. An H100 begins four instructions in the time of an mma
 //     (tests/sass_report.sh), so the tensor cores waited. (It does better now, by its own header.)
@@ -32,7 +32,7 @@
 //
 // Smaller images come whole, one of 16 x 16, four of 8 x 8, or sixteen of 4 x 4, below each other
 // with a line of zeroes between them. Other sizes, and channels that are no multiple of 8, are left
-// to gather_tile.
+// to gpu/stem.h or gather_tile.
 //
 // The channels come in *chunks* of 16, the terms of an mma. A chunk's region and its filters, nine
 // taps of them, are a stage (gpu/tile.h). Two are enough, one in use and one on its way: a chunk is
@@ -128,7 +128,7 @@ template <int WIDTH_, int PIXELS_ = PIXELS, int CHANNELS = CHUNK> struct region_
 // What a thread copies of one chunk, it copies of the next one, 16 channels further. Where that is
 // takes divisions to find, so it is found once, before the loop; there, it only moves.
 typedef struct {
-  int from;    // pieces of 16 bytes from the array's begin on: the first one of the next chunk
+  int from;    // pieces of 16 bytes from the array's first on: the first of the next chunk
   int channel; // its first; those beyond the last are copied as zeroes
   bf16 *to;    // in the stage that the next chunk goes to
   int inside;  // pixels: bit i says whether there is an i-th one
@@ -197,7 +197,7 @@ template <typename tile> struct filters_of {
     ONE_TAP = BACKWARD ? -1 : 1, // of the filter, while the region's taps go on by one
   };
   static __device__ int first_tap() { return threadIdx.x / TAP_PIECES; }
-  // Pieces from the begin of w to this thread's first tap, of filter 0 and channel 0.
+  // Pieces from w's first to this thread's first tap, of filter 0 and channel 0.
   static __device__ int first_piece(int in_pieces) {
     return (BACKWARD ? TAPS - 1 - first_tap() : first_tap()) * in_pieces;
   }
@@ -338,8 +338,8 @@ static void launch_halo(const halo_job *job) {
   typedef tile_of<PIXELS, COLUMNS, true, !BACKWARD, CHUNK> tile;
   halo_job g = *job;
   const int tiles = divide_up(g.pixels, PIXELS), channels = g.end.channels;
-  // The result is staged in the same memory, and needs less (gpu/epilogue.h: 41 KB).
-  const size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
+  constexpr size_t stages = 2 * (region_of<WIDTH>::SIZE + filters_of<tile>::SIZE) * sizeof(bf16);
+  static_assert(bytes_to_finish<tile>() <= stages, "the result is staged in the same memory");
   const size_t table = NORMALISED ? 2 * g.channels * sizeof(float) : 0;
   plan_sums(&g.end, tiles, divide_up(channels, COLUMNS));
   launch(BACKWARD ? "halo_tile (input gradient)" : "halo_tile (output)",
@@ -347,8 +347,8 @@ static void launch_halo(const halo_job *job) {
          {dim3(tiles, divide_up(channels, COLUMNS)), dim3(THREADS), stages + table}, g);
 }
 
-// False for a shape that gather_tile has to take (gpu/gather.h): another filter or stride, channels that are
-// no multiple of 8, images that do not make tiles.
+// False for a shape that others have to take (gpu/stem.h, gpu/gather.h): another filter or stride, channels
+// that are no multiple of 8, images that do not make tiles.
 static bool halo_takes(const conv_shape *s) {
   const int width = s->in_width, height = s->in_height;
   return s->kernel == 3 && s->stride == 1 && s->in_channels % EIGHT == 0 &&

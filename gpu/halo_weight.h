@@ -6,7 +6,7 @@
 // As a product of matrices (conv.cu, weight_tile) a block makes 128 filters x 128 columns, and a column
 // is a tap of a channel. For each pixel it fetches 128 numbers of dz and 128 of x; the same number of
 // x comes for another tap again, to this block or to its neighbours. In the network's 13 layers that
-// are 2,259 MB (width 64, batch 128), where dz and x are 218 MB.
+// are 2,259 MB (width 64, batch 128), where dz and x are 222 MB.
 //
 // Here a block makes all nine taps of 64 filters x 32 channels. For each pixel it fetches 64 numbers of
 // dz and 32 of x, and does 9 * 64 * 32 multiply-adds with them. The tile of 128 x 128 does about as
@@ -78,7 +78,7 @@ template <int WIDTH> struct strip_of {
 // found anew is found anew, for there are no registers to keep it in: 72 sums, and what nvcc loads ahead
 // of an mma, take nearly all of the 128.
 typedef struct {
-  int from; // pieces of 16 bytes from the array's begin on: the first
+  int from; // pieces of 16 bytes from the array's first on: the first to copy
   int at;   // that one's pixel, or its row in an image; NOWHERE: its channel does not exist
   bf16 *to; // in the stage that the strip goes to
 } strip_copies;
@@ -302,7 +302,8 @@ template <int WIDTH, bool NORMALISED> static void launch_strips(strip_job *g, re
   launch_add_parts(dw, g->to, parts, g->filters, columns, columns);
 }
 
-// False, and nothing is done, for a shape that weight_tile has to take; all that halo_takes are taken.
+// False, and nothing is done, for a shape that others have to take (gpu/stem.h, weight_tile); all that
+// halo_takes are taken.
 // norm: of the layer below, if NORMALISED; then x is that layer's z.
 template <bool NORMALISED>
 static bool strip_convolution(const conv_shape *s, real *dw, const void *dz, const void *x,

@@ -31,8 +31,8 @@ static __global__ void add_parts(float *dw, const float *partials, int parts, in
   dw[(size_t)row * columns + column] = sum;
 }
 
-// Of a large GPU, about: an A100 has 108, an H100 132. The parts of a sum are as many that each has a block,
-// not two: the parts are stored, and read again to be added, and by `make cost` that takes an H100 as long as
+// Of a large GPU, about: an A100 has 108, an H100 132. There are so many parts that each processor has
+// about one block, not two: the parts are stored, and read again to be added, and by `make cost` that takes an H100 as long as
 // the products themselves, or longer.
 enum { PROCESSORS = 128 };
 

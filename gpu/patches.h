@@ -5,7 +5,7 @@
 // numbers. A *tap* is one position (r, s) of the filter. Built in memory, the patches of a 3x3
 // filter would take nine times what the activation itself does. So nobody builds them: patch_at
 // says where element (m, k) lies in the activation, and tiles of the matrix are fetched from there
-// ("implicit GEMM"). What that still wastes, gpu/halo.h saves where it can.
+// ("implicit GEMM"). What that still wastes, gpu/halo.h and gpu/stem.h save where it can.
 //
 //     activation, one image:            row m of the matrix, for the pixel at e, 3x3 taps:
 //
@@ -188,7 +188,7 @@ enum { MOST_TAPS = 9 };
 // Distances in pieces of 16 bytes (gpu/tile.h), for each tap of a class.
 typedef struct {
   int pixel[MOST_TAPS];  // in the source, from the pixel that the first tap meets
-  int filter[MOST_TAPS]; // in a filter, from its begin: for the input gradient
+  int filter[MOST_TAPS]; // in a filter, from its first piece: for the input gradient
 } tap_distances;
 
 // kernel: taps of a whole filter along an axis; filter_channels: numbers of w for each of its taps.

@@ -1,9 +1,10 @@
-// gpu/stem.h - the first layer's convolution, of an image's three colors: output and weight gradient.
+// gpu/stem.h - the stem (network.h), convolution of an image's three colours: output and weight gradient.
+// Nobody wants the gradient of an image.
 //
 // A pixel of 3 channels has 6 bytes. cp.async and ldmatrix move 16 at a time, and those are two pixels and
-// two thirds. So gather_tile (gpu/gather.h) fetched each number of a patch by itself, from an
-// address of its own, and weight_tile (conv.cu) did, too. Less than 1 % of the arithmetic had 5 % of what
-// the step's kernels ask of memory, and 55 and 46 instructions for each mma.
+// two thirds. So gather_tile (gpu/gather.h) and weight_tile (conv.cu) fetched each number of a patch by
+// itself, from an address of its own. With less than 1 % of the arithmetic they asked for 5 % of all that a
+// step's kernels ask of memory, and took 55 and 46 instructions for each mma.
 //
 // Here the lines of an image are copied as they lie in memory, 192 bytes each, and a fourth channel is put
 // in once they are there. A pixel then has 8 bytes:
@@ -13,46 +14,49 @@
 //
 // The three taps of a filter's row, and a fourth that does not exist, are 16 numbers beside each other:
 // the terms of one mma. A filter is three of them, 48 terms in place of 27. Tensor cores have nothing
-// else to do here: all these products take an A100 3 us, where its memory takes 9 to hold z.
+// else to do here: all these products take an A100 3 us, where its memory takes 9 to move x and z.
 //
-// *Output.* Lane 4 g + t of mma_16x8x16 holds four of the 16 terms of pixel g: 2 t, 2 t + 1, 2 t + 8 and
-// 2 t + 9 (gpu/tile.h). Which terms we call so is up to us, as long as filters have the same order. Here
-// they are the four channels of tap t:
+// *Output.* Of mma_16x8x16, lane 4 g + t (g = 0 .. 7, t = 0 .. 3) holds four of the 16 terms of pixel g, and
+// the same four of pixel g + 8 (gpu/tile.h). Which of a patch's numbers is which term is up to us, as long
+// as filters have the same order. Here a lane's four are the channels of tap t:
 //
 //     lane         4 g         4 g + 1     4 g + 2     4 g + 3
 //     pixel        g - 1       g           g + 1       g + 1
 //     filter       w[r][0]     w[r][1]     w[r][2]     zeroes
 //
-// So a lane loads its pixel with one instruction of 8 bytes. The fourth tap meets zeroes. It takes the
-// third one's pixel, because 0 times a NaN is a NaN, and should not come from beyond the filter.
+// So a lane loads a pixel with one instruction of 8 bytes. The fourth tap meets zeroes. It takes the third
+// one's pixel, because 0 times a NaN or an infinity is a NaN, and none should come from beyond the filter.
 //
-// *Weight gradient.* Here the patches are a, transposed: 16 terms are its rows, pixels are summed over.
-// ldmatrix makes that of 16 bytes of each of eight pixels, which are two taps. But they have to begin at a
-// multiple of 16, and only every other pixel does. So a line is there twice, the second time moved by one:
+// *Weight gradient.* Here the patches, transposed, are the mma's operand a: its rows are the 16 terms, and
+// pixels are summed over. ldmatrix makes that of 16 bytes of each of eight pixels, which are two taps. But
+// they have to begin at a multiple of 16, and only every other pixel does. So a line is there twice, the
+// second time moved by one:
 //
 //     bytes        0            16           32
 //     first        border  0    1  2         3  4   ..        0, 1, 2 ..  the line's pixels
 //     moved        0  1         2  3         4  5   ..
 //
-// Rows of the result that belong to the fourth channel or the fourth tap are not stored.
+// The fourth channel and the fourth tap have rows of the result for themselves, which are not stored.
 //
 // What it brings, by `make cost` and `make sass-report` (width 64, batch 128, sm_80):
 //
 //                                              output         weight gradient
 //                                          before     now      before     now
-//     MB asked for; x and z are 18 MB          75      24         196      21
+//     MB asked for (x and z are 18)            75      24         196      21
 //     turns of the banks, for one needed     1.67    1.04        2.29    1.03
 //     mma, thousands                          131     197         524     197
 //     instructions for each mma                55       9          46       7
 //     millions of instructions                7.2     1.8        24.0     1.3
 //
-// (Output has no loop any more: the 430 instructions of a warp up to its last mma are counted, of 48.)
+// (The output's kernel has no loop: counted are the 430 instructions from its beginning to the last of a
+// warp's 48 mma.)
 //
-// Images 32 wide, as high as a multiple of 8, and filters in eights are taken; all else is left to
-// gather_tile and weight_tile.
+// What is taken: 3x3 filters, as many as a multiple of 8, with stride 1, on images 32 wide and as high as a
+// multiple of 8. All else is left to gather_tile and weight_tile.
 //
 // Checked by `make check`, through conv.cu's operations; by itself:
 //
+//     build/gcc/watched/kernels_test conv_forward simt unguarded
 //     build/gcc/watched/kernels_test conv_backward_weight simt unguarded
 #ifndef GPU_STEM_H
 #define GPU_STEM_H
@@ -63,21 +67,21 @@ namespace GPU {
 
 enum {
   STEM_WIDTH = 32, // pixels of a line
-  COLORS = 3,      // channels of x
+  COLOURS = 3,     // channels of x
   WIDE = 4,        // and in shared memory
-  // Of bf16 numbers from a copied line to the next: eight zeroes are between them.
-  COLOR_LINE = STEM_WIDTH * COLORS + EIGHT,
+  // bf16 numbers from a copied line to the next, with eight zeroes between them
+  COLOUR_LINE = STEM_WIDTH * COLOURS + EIGHT,
   PAIRS = STEM_WIDTH / 2 + 1, // of pixels in a line that is widened, borders too
   WIDE_LINE = PAIRS * 2 * WIDE,
   ROW_TERMS = 4 * WIDE, // of a filter's row: its taps, and one more
   FILTER_TERMS = 3 * ROW_TERMS,
 };
 
-// What a block keeps of x: the LINES of its pixels, and those above and below them.
+// What a block keeps of x: the lines of its pixels, one above and one below.
 template <int PIXELS_> struct stem_lines {
   enum {
     LINES = PIXELS_ / STEM_WIDTH + 2,
-    COPIED = EIGHT + LINES * COLOR_LINE, // bf16 numbers, zeroes come first
+    COPIED = EIGHT + LINES * COLOUR_LINE, // bf16 numbers; zeroes come first and last
     WIDENED = LINES * WIDE_LINE,
     // From the first copy of the lines to the moved one: 64 bytes more than a multiple of 128, so that
     // ldmatrix's eight pixels, four of each, meet in no bank.
@@ -88,38 +92,40 @@ template <int PIXELS_> struct stem_lines {
 // Zeroes for the borders on the left and on the right; copies never go there.
 template <typename lines> static __device__ void clear_borders(bf16 *copied) {
   const uint4 zeroes = {0, 0, 0, 0};
-  if ((int)threadIdx.x <= lines::LINES) *(uint4 *)(copied + threadIdx.x * COLOR_LINE) = zeroes;
+  if ((int)threadIdx.x <= lines::LINES) *(uint4 *)(copied + threadIdx.x * COLOUR_LINE) = zeroes;
 }
 
-// Begins to copy the lines around first_pixel's; those beyond the image are zeroes.
+// Begins to copy the lines of the pixels from first_pixel on, the one above and the one below; beyond the
+// image they are zeroes.
 template <typename lines>
 static __device__ void copy_lines(bf16 *copied, const bf16 *x, int height, int first_pixel) {
-  enum { PIECES = STEM_WIDTH * COLORS / EIGHT };
+  enum { PIECES = STEM_WIDTH * COLOURS / EIGHT };
   const int line = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
   if (line >= lines::LINES) return;
-  const int number = first_pixel / STEM_WIDTH, row = number % height + line - 1;
+  const int number = first_pixel / STEM_WIDTH; // that line's, in the batch
+  const int row = number % height + line - 1;
   const bool inside = row >= 0 && row < height;
-  copy_async(copied + EIGHT + line * COLOR_LINE + piece * EIGHT,
+  copy_async(copied + EIGHT + line * COLOUR_LINE + piece * EIGHT,
              piece_at(x, inside ? (number + line - 1) * PIECES + piece : 0), inside);
 }
 
-// From copied lines to widened ones. A thread makes a pair of pixels; twice: and, for the moved copy, the
-// pair that begins one pixel later.
+// From copied lines to widened ones. A thread makes a pair of pixels and, if `twice`, the pair that begins
+// one pixel later, for the moved copy.
 template <typename lines>
 static __device__ void widen(bf16 *widened, const bf16 *copied, bool twice) {
   const int line = threadIdx.x / PAIRS, pair = threadIdx.x % PAIRS;
   if (line >= lines::LINES) return;
-  // Two numbers each. A thread needs three pixels, a, b and c: .a aa bb bc cc
-  const uint32_t *from = (const uint32_t *)(copied + EIGHT + line * COLOR_LINE) + pair * COLORS;
-  const uint32_t before = from[-2], a = from[-1], b = from[0], bc = from[1], c = from[2];
+  // It loads pairs of numbers, of three pixels a, b and c in all: .a aa bb bc cc
+  const uint32_t *from = (const uint32_t *)(copied + EIGHT + line * COLOUR_LINE) + pair * COLOURS;
+  const uint32_t before = from[-2], aa = from[-1], bb = from[0], bc = from[1], cc = from[2];
   bf16 *to = widened + line * WIDE_LINE + pair * 2 * WIDE;
   uint4 two;
-  two.x = before >> 16 | a << 16, two.y = a >> 16;
-  two.z = b, two.w = bc & 0xffff;
+  two.x = before >> 16 | aa << 16, two.y = aa >> 16;
+  two.z = bb, two.w = bc & 0xffff;
   *(uint4 *)to = two;
   if (!twice) return;
-  two.x = b, two.y = bc & 0xffff;
-  two.z = bc >> 16 | c << 16, two.w = c >> 16;
+  two.x = bb, two.y = bc & 0xffff;
+  two.z = bc >> 16 | cc << 16, two.w = cc >> 16;
   *(uint4 *)(to + lines::MOVED) = two;
 }
 
@@ -132,9 +138,15 @@ typedef struct {
   int height;    // of an image
 } stem_job;
 
-typedef tile_of<PIXELS, FILTERS, true, true>
-    stem_block; // the result of a block: 8 lines, 64 filters
+// The result of a block: 8 lines, 64 filters.
+typedef tile_of<PIXELS, FILTERS, true, true> stem_block;
 typedef stem_lines<PIXELS> output_lines;
+
+static_assert((output_lines::WIDENED + output_lines::COPIED + FILTERS * FILTER_TERMS) *
+                      sizeof(bf16) <=
+                  bytes_to_finish<stem_block>(),
+              "where the result is staged, all of it fits");
+static_assert(output_lines::WIDENED % EIGHT == 0 && output_lines::COPIED % EIGHT == 0, "16 bytes");
 
 // filters: [FILTERS][FILTER_TERMS], with zeroes for the fourth tap, the fourth channel, and filters that
 // do not exist.
@@ -144,7 +156,7 @@ static __device__ void fill_filters(bf16 *filters, const stem_job &g, int first_
     uint2 tap;
     tap.x = tap.y = 0;
     if (filter < g.end.channels && s < 3) {
-      const bf16 *from = g.w + ((filter * 3 + r) * 3 + s) * COLORS;
+      const bf16 *from = g.w + ((filter * 3 + r) * 3 + s) * COLOURS;
       tap.x = from[0].bits | (uint32_t)from[1].bits << 16;
       tap.y = from[2].bits;
     }
@@ -156,10 +168,11 @@ static __device__ void fill_filters(bf16 *filters, const stem_job &g, int first_
 // the filters' rows r, for the line of the result that is r - 1 above.
 static __device__ void multiply_lines(stem_block *t, const bf16 *widened, const bf16 *filters) {
   enum { LINE_STEPS = STEM_WIDTH / 16, RESULT_LINES = stem_block::M_STEPS / LINE_STEPS };
-  const int lane = threadIdx.x % LANES, pixel = lane / 4, tap = lane % 4;
-  const bf16 *from =
-      widened + stem_block::warp_row() / STEM_WIDTH * WIDE_LINE + (pixel + min_of(tap, 2)) * WIDE;
-  const bf16 *filter = filters + (stem_block::warp_column() + pixel) * FILTER_TERMS + tap * WIDE;
+  const int lane = threadIdx.x % LANES, tap = lane % 4;
+  const int of_eight = lane / 4; // its pixel, and its filter
+  const bf16 *from = widened + stem_block::warp_row() / STEM_WIDTH * WIDE_LINE +
+                     (of_eight + min_of(tap, 2)) * WIDE;
+  const bf16 *filter = filters + (stem_block::warp_column() + of_eight) * FILTER_TERMS + tap * WIDE;
   uint32_t b[3][stem_block::N_STEPS][2];
 #pragma unroll
   for (int r = 0; r < 3; r++)
@@ -184,7 +197,7 @@ static __device__ void multiply_lines(stem_block *t, const bf16 *widened, const 
   }
 }
 
-// Block (x, y): 256 pixels, number x; 64 filters, number y.
+// Block (x, y): tile x of 256 pixels, tile y of 64 filters.
 static __global__ void __launch_bounds__(THREADS, 2) stem_tile(stem_job g) {
   DYNAMIC_SHARED(bytes);
   bf16 *widened = (bf16 *)bytes, *copied = widened + output_lines::WIDENED;
@@ -207,7 +220,7 @@ static __global__ void __launch_bounds__(THREADS, 2) stem_tile(stem_job g) {
 }
 
 static bool stem_takes(const conv_shape *s) {
-  return s->in_channels == COLORS && s->kernel == 3 && s->stride == 1 &&
+  return s->in_channels == COLOURS && s->kernel == 3 && s->stride == 1 &&
          s->out_channels % EIGHT == 0 && s->in_width == STEM_WIDTH &&
          s->in_height % (PIXELS / STEM_WIDTH) == 0;
 }
@@ -227,15 +240,20 @@ static bool stem_convolution(const conv_shape *s, const void *x, const void *w,
 
 // -- Weight gradient --------------------------------------------------------------------------------
 //
-// As in gpu/halo_weight.h, a block has a part of the pixels, in strips of 128, and a warp all taps of 8 of
-// its 64 filters. Only the terms are rows here, and filters columns.
+// As in gpu/halo_weight.h, a block has a part of the pixels, in strips of 128, and 64 filters. Unlike there, a
+// warp has 8 of these filters with all taps and channels: terms are the rows of its result, filters the
+// columns. It takes 56 KB of shared memory, so two blocks fit on an A100's or an H100's processor, and one
+// where there are 100 KB.
 
 typedef stem_lines<STRIP> strip_lines;
 
-enum { STEM_STAGE = STRIP * FILTERS + strip_lines::COPIED }; // bf16 numbers: dz, and x as it comes
+enum {
+  STEM_DZ = STRIP * FILTERS,
+  STEM_STAGE = STEM_DZ + strip_lines::COPIED
+}; // bf16 numbers: dz, then x
 
 // sum += the products of a strip. A line of x is loaded once, as above, and meets three lines of dz.
-static __device__ void multiply_lines(float sum[3][4], bf16 *dz, const bf16 *widened) {
+static __device__ void multiply_strip_lines(float sum[3][4], bf16 *dz, const bf16 *widened) {
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, matrix = lane / 8;
   const int pixel =
       matrix / 2 * 8 + lane % 8 + matrix % 2 * 2; // with which this lane's two taps begin
@@ -258,30 +276,30 @@ static __device__ void multiply_lines(float sum[3][4], bf16 *dz, const bf16 *wid
 
 // Block (x, 0, z): part x of the sum, tile z of the filters.
 static __global__ void __launch_bounds__(THREADS, 2) stem_weight_tile(strip_job g) {
-  enum { DZ = STRIP * FILTERS };
   DYNAMIC_SHARED(bytes);
   bf16 *shared = (bf16 *)bytes, *widened = shared + STAGES * STEM_STAGE;
   const int first = blockIdx.x * g.part_strips, lane = threadIdx.x % LANES;
   const int strips = blockIdx.x + 1 < gridDim.x ? g.part_strips : g.last_strips;
-  for (int i = 0; i < STAGES; i++) clear_borders<strip_lines>(shared + i * STEM_STAGE + DZ);
+  for (int i = 0; i < STAGES; i++) clear_borders<strip_lines>(shared + i * STEM_STAGE + STEM_DZ);
   float sum[3][4] = {};
   go_through_stages<STEM_STAGE>(
       shared, strips,
       [&](bf16 *stage, int step) {
         copy_dz(g, stage, (first + step) * STRIP);
-        copy_lines<strip_lines>(stage + DZ, g.x, g.height, (first + step) * STRIP);
+        copy_lines<strip_lines>(stage + STEM_DZ, g.x, g.height, (first + step) * STRIP);
       },
       [&](bf16 *stage) {
-        widen<strip_lines>(widened, stage + DZ, true);
+        widen<strip_lines>(widened, stage + STEM_DZ, true);
         __syncthreads();
-        multiply_lines(sum, stage, widened);
+        multiply_strip_lines(sum, stage, widened);
       });
   const int filter = blockIdx.z * FILTERS + threadIdx.x / LANES * 8 + lane % 4 * 2;
+#pragma unroll
   for (int i = 0; i < 12; i++) {
     const int r = i / 4, term = lane / 4 + i / 2 % 2 * 8, n = filter + i % 2;
     const int s = term / WIDE, c = term % WIDE;
-    if (s < 3 && c < COLORS && n < g.filters)
-      g.to[((size_t)(blockIdx.x * g.filters + n) * TAPS + r * 3 + s) * COLORS + c] = sum[r][i % 4];
+    if (s < 3 && c < COLOURS && n < g.filters)
+      g.to[((size_t)(blockIdx.x * g.filters + n) * TAPS + r * 3 + s) * COLOURS + c] = sum[r][i % 4];
   }
 }
 
@@ -291,14 +309,14 @@ static bool stem_backward_weight(const conv_shape *s, real *dw, const void *dz, 
   if (!stem_takes(s)) return false;
   g.dz = (const bf16 *)dz, g.x = (const bf16 *)x, g.height = s->in_height;
   g.pixels = s->batch * s->in_height * s->in_width;
-  g.filters = s->out_channels, g.channels = COLORS;
+  g.filters = s->out_channels, g.channels = COLOURS;
   const int tiles = divide_up(g.filters, FILTERS), parts = cut_strips(&g, tiles);
-  g.to = place_of_parts(dw, parts, g.filters, TAPS * COLORS, TAPS * COLORS);
+  g.to = place_of_parts(dw, parts, g.filters, TAPS * COLOURS, TAPS * COLOURS);
   launch("stem_weight_tile", stem_weight_tile,
          {dim3(parts, 1, tiles), dim3(THREADS),
           (STAGES * STEM_STAGE + 2 * strip_lines::MOVED) * sizeof(bf16)},
          g);
-  launch_add_parts(dw, g.to, parts, g.filters, TAPS * COLORS, TAPS * COLORS);
+  launch_add_parts(dw, g.to, parts, g.filters, TAPS * COLOURS, TAPS * COLOURS);
   return true;
 }
 

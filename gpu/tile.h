@@ -315,15 +315,15 @@ static __device__ void multiply_stage(tile *t, bf16 *a_tile, bf16 *b_tile) {
 }
 
 // Takes `steps` stages of SIZE bf16 numbers through shared memory, STAGES of them at once. load(stage, step)
-// begins to fill one, use(stage) computes with one that is there. While one stage is multiplied, STAGES
-// - 1 are on their way:
+// begins to fill one; use(stage), which all threads call, computes with one that is there. While one stage
+// is used, STAGES - 1 are on their way:
 //
 //     step            0          1          2          3
-//     multiplied      stage 0    stage 1    stage 2    stage 0 ..
+//     used            stage 0    stage 1    stage 2    stage 0 ..
 //     filled for      step 2     step 3     step 4     step 5
 //     which is        stage 2    stage 0    stage 1    stage 2
 //
-// The stage that is filled in a step is the one that was multiplied in the step before. All have
+// The stage that is filled in a step is the one that was used in the step before. All have
 // left it when they come to the barrier, so one barrier in a step is enough.
 template <int SIZE, typename load_function, typename use_function>
 static __device__ void go_through_stages(bf16 *shared, int steps, const load_function &load,

@@ -199,7 +199,7 @@ int simt_side_mark();              // how many launches the side branch has
 void simt_wait_for_side(int mark); // by what the main branch notes from now on
 void simt_run_list(const simt_list *list);
 void simt_free_list(simt_list *list);
-// A side branch runs as late as it may, and not as early; at the start, if $SIMT_SIDE_LATE is set.
+// Whether a side branch runs as late as it may, and not as early. From the start if $SIMT_SIDE_LATE is set.
 extern bool simt_side_late;
 
 unsigned char *simt_dynamic_shared();
@@ -208,7 +208,7 @@ unsigned char *simt_dynamic_shared();
 void *simt_allocate(size_t bytes); // of device memory, as NaN; NULL: there is no more
 void simt_release(void *memory);
 
-// The last warp and lane go first, and the last column of blocks; at the start, $SIMT_REVERSED is set.
+// Whether the last warp, lane and column of blocks go first. From the start if $SIMT_REVERSED is set.
 extern bool simt_reversed;
 extern bool simt_counting; // what accesses cost; $SIMT_REPORT prints it at the end of the program
 

@@ -190,6 +190,10 @@ static void add_ragged_convs(void) {
   add_conv(make_conv_shape(2, 24, 32, 3, 72, 3, 1), 1, FOR_TILES);
   add_conv(make_conv_shape(5, 8, 32, 3, 8, 3, 1), 3, FOR_TILES);
   add_conv(make_conv_shape(1, 12, 32, 3, 8, 3, 1), 1, FOR_TILES);
+  add_conv(make_conv_shape(1, 8, 32, 3, 12, 3, 1), 1, FOR_TILES);
+  add_conv(make_conv_shape(1, 8, 16, 3, 8, 3, 1), 1, FOR_TILES);
+  add_conv(make_conv_shape(1, 8, 32, 3, 8, 3, 2), 1, FOR_TILES);
+  add_conv(make_conv_shape(1, 8, 32, 3, 8, 1, 1), 1, FOR_TILES);
   // gpu/gather.h, tap by tap: filters that fill no tile, forward and backward.
   add_conv(make_conv_shape(2, 9, 8, 32, 24, 3, 2), 1, FOR_TILES);
   add_conv(make_conv_shape(2, 7, 8, 24, 32, 3, 2), 1, FOR_TILES);

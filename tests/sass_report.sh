@@ -8,7 +8,8 @@
 # more instructions for each mma than that, the tensor core waits for them.
 #
 # The main loop is the shortest one that holds the most mma: from the target of a backward jump to
-# the jump. Everything between counts, also what a condition may skip. Kinds:
+# the jump. Everything between counts, also what a condition may skip. Of a kernel without such a loop, all
+# counts from its first instruction to its last mma. Kinds:
 #
 #     mma       HMMA                         copy     LDGSTS, global to shared memory (cp.async)
 #     ldmatrix  LDSM                         memory   every other load or store, constants too
@@ -46,6 +47,10 @@ fi
       mma = before[i] - before[j - 1]
       if (mma < best || !mma || (mma == best && i - j >= to - from)) continue
       best = mma; from = j; to = i
+    }
+    if (!best) {
+      for (to = n; to > 1 && word[to] !~ /^HMMA/; to--);
+      from = 1; best = before[n]
     }
     if (!best) return
     for (i = from; i <= to; i++) counts[kind_of(word[i])]++

@@ -13,7 +13,7 @@
 // things: everyone's copies have come, and everyone is done with the stage multiplied in the step
 // before, so that it can be filled again. One barrier a step is enough; rung 4 had two.
 //
-// What it wastes: nothing that a product could save with these tiles. conv.cu has larger ones, 128
+// What it wastes: with tiles of this size, nothing that one more rung could save. conv.cu has larger ones, 128
 // x 128, which halve the sectors once more, and stores whole pieces in place of pairs.
 #include "course/ladder/ladder.h"
 

@@ -1,4 +1,4 @@
-// solutions/8_pipeline.cu - a solution of exercise 8; gpu/tile.h's multiply_all does the same.
+// solutions/8_pipeline.cu - a solution of exercise 8; gpu/tile.h's go_through_stages does the same.
 //
 // When line i is to be used, groups 0 .. i + 2 have been committed: three before the loop and one
 // for each line since. Group i must be done, so the newest two, i + 1 and i + 2, may be under way.
