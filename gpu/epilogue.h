@@ -204,7 +204,7 @@ static void plan_sums(epilogue *e, int tiles, int blocks) {
 // -- All of it ------------------------------------------------------------------------------------
 
 // Shared memory that finish_tile takes: the staged tile and, behind it, evaluation's scale and shift or the
-// slices' sums, which need more.
+// slices' sums, which need more: four floats a thread, two sums of each of two columns.
 template <typename tile> static constexpr size_t bytes_to_finish() {
   return tile::ROWS * tile::STAGED_LINE * sizeof(bf16) + 4 * THREADS * sizeof(float);
 }

@@ -148,7 +148,7 @@ static __device__ copies find_pixels(const halo_job &g, bf16 *stage, int first_p
     const bool in_image = p < region::COPIED && row >= 0 && row < g.height;
     inside |= (region::WHOLE ? first_pixel + p < g.pixels : in_image) << i;
   }
-  keep(&inside);
+  keep(&inside); // nvcc would find it anew for each chunk
   bf16 *to = stage + region::place_of(first) + region::PIXEL + piece * EIGHT;
   if (region::WHOLE) to += region::LINE; // the row above the first image is a border, too
   return {pixel * (g.channels / EIGHT) + piece, piece * EIGHT, to, inside};

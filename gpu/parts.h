@@ -32,8 +32,8 @@ static __global__ void add_parts(float *dw, const float *partials, int parts, in
 }
 
 // Of a large GPU, about: an A100 has 108, an H100 132. There are so many parts that each processor has
-// about one block, not two: the parts are stored, and read again to be added, and by `make cost` that takes an H100 as long as
-// the products themselves, or longer.
+// about one block, not two: the parts are stored, and read again to be added, and by `make cost` that takes
+// an H100 as long as the products themselves, or longer.
 enum { PROCESSORS = 128 };
 
 // How many of the sum's steps a part has, so that all parts together are about a block for each processor,

@@ -247,10 +247,10 @@ static bool stem_convolution(const conv_shape *s, const void *x, const void *w,
 
 typedef stem_lines<STRIP> strip_lines;
 
-enum {
-  STEM_DZ = STRIP * FILTERS,
-  STEM_STAGE = STEM_DZ + strip_lines::COPIED
-}; // bf16 numbers: dz, then x
+// A stage is dz, and behind it x: bf16 numbers.
+enum { STEM_DZ = STRIP * FILTERS, STEM_STAGE = STEM_DZ + strip_lines::COPIED };
+
+static_assert(STEM_STAGE % EIGHT == 0, "16 bytes");
 
 // sum += the products of a strip. A line of x is loaded once, as above, and meets three lines of dz.
 static __device__ void multiply_strip_lines(float sum[3][4], bf16 *dz, const bf16 *widened) {

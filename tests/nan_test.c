@@ -321,8 +321,8 @@ static void test_conv(conv_shape s, pass p, bool in_first) {
 
 static void test_convs(void) {
   static const int channels[][2] = {{16, 32}, {5, 3}, {3, 8}};
-  for (int run = 0; run < 48;
-       run++) // gpu/stem.h: some of them in each channel, near to borders and not
+  // gpu/stem.h: eight for each pass and input, in any channel, at borders and not
+  for (int run = 0; run < 48; run++)
     test_conv(make_conv_shape(1, 8, 32, 3, 16, 3, 1), run / 2 % 3, run % 2);
   for (int i = 0; i < 3; i++)
     for (int shape = 0; shape < 4; shape++)
