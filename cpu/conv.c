@@ -18,7 +18,6 @@
 // not depend on the number of threads.
 //
 // Checked by `make check` (tests/devices_test.c): against reference/conv.c, on every layer shape.
-#define _DEFAULT_SOURCE // madvise
 #include "conv.h"
 #include "reference/reference.h"
 #include "run/error.h"
@@ -26,7 +25,6 @@
 
 #include <omp.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum {
   TASKS = 64,             // parts of a batch, and so the most threads that can help
@@ -97,16 +95,10 @@ static conv_plan make_plan(const conv_shape *s) {
 void *cpu_scratch(size_t bytes) {
   static void *memory;
   static size_t size;
-  const size_t huge_page = 1 << 21;
   if (bytes <= size) return memory;
-  free(memory);
-  size = ROUND_UP(bytes, huge_page);
-  memory = aligned_alloc(huge_page, size);
-  if (!memory) out_of_memory(size);
-#ifdef MADV_HUGEPAGE
-  madvise(memory, size, MADV_HUGEPAGE); // advice only: what it returns changes nothing
-#endif
-  return memory;
+  if (memory) reference_device.release(memory);
+  size = bytes;
+  return memory = reference_device.allocate(bytes);
 }
 
 // The corner of what row i sees, outside the image perhaps.
