@@ -13,8 +13,8 @@
 
 // -- fsync and rename, watched -------------------------------------------------------------------
 
-// What happens at one of the calls of a save. SPOIL_THERE, CUT_THERE: a byte of the file that is synced
-// turns over, or its last one goes.
+// What happens at one of the calls of a save. SPOIL_THERE, CUT_THERE: a bit of the file that is synced
+// turns over, or its last byte goes.
 typedef enum { NOTHING, FAIL_THERE, DIE_THERE, DAWDLE, SPOIL_THERE, CUT_THERE } event;
 
 static struct {
@@ -61,7 +61,16 @@ static bool damage(int handle, off_t size) {
   if (watch.calls != watch.at) return true;
   if (watch.event == CUT_THERE) return ftruncate(handle, size - 1) == 0;
   if (watch.event != SPOIL_THERE) return true;
-  return pwrite(handle, "~", 1, random_below(&numbers, (uint32_t)size)) == 1;
+  const off_t at = random_below(&numbers, (uint32_t)size);
+  char path[40], byte; // the handle is only for writing
+  snprintf(path, sizeof path, "/proc/self/fd/%d", handle);
+  const int reader = open(path, O_RDONLY);
+  if (reader < 0) return false;
+  const bool known = pread(reader, &byte, 1, at) == 1;
+  close(reader);
+  if (!known) return false;
+  byte ^= 1;
+  return pwrite(handle, &byte, 1, at) == 1;
 }
 
 // 'd': a directory. 'f': a file, of which all bytes so far are then safe.
