@@ -63,10 +63,11 @@ static inline double measure_products(int pairs) {
     long products = 0;
     memset(memory, 1, blocks * BLOCK * sizeof *memory); // or all pages would be one, of zeros
     for (int i = 0; i < runs; i++) list[i] = (block_run){a, a + (size_t)pairs * BLOCK, pairs};
+    const block_sum sum = {
+        .runs = list, .run_count = runs, .b_step = BLOCK, .rows = SIDE, .terms = SIDE};
     bf16_multiplier->open();
     const double start = now();
-    for (; now() - start < 0.2; products += runs * pairs)
-      bf16_multiplier->product(c, false, list, runs, BLOCK, SIDE, SIDE);
+    for (; now() - start < 0.2; products += runs * pairs) bf16_multiplier->product(c, &sum);
     rate += 1e-9 * (double)products * 2 * SIDE * SIDE * SIDE / (now() - start);
     bf16_multiplier->close();
     free(memory);

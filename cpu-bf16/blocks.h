@@ -17,7 +17,7 @@
 //
 // So a block is one piece of memory, the pixel that a filter's tap meets is another block's address,
 // taps beyond the border are left out, and a stride changes nothing but which blocks are taken.
-// Nothing is ever gathered, neither patches nor columns.
+// Nothing is gathered but the stem's patches (pack.c).
 //
 // Numbers of images and channels are filled up to multiples of 32 with zeros. *Every operation of
 // this device leaves zeros there*, and no sum counts them: then batches of 1, 80 or 100 images and
@@ -74,10 +74,10 @@ static inline bf16 to_bf16(float value) {
   return (bits & 0x7fffffff) > 0x7f800000 ? (bf16)(bits >> 16 | 0x40) : (bf16)nearest;
 }
 
-// -- Half a row ----------------------------------------------------------------------------------
+// -- Rows of a block -----------------------------------------------------------------------------
 //
-// 16 channels, as many floats as fill the widest registers that CPUs have today (on others the compiler
-// takes two or four). All arithmetic on activations is done on them: a + b, a * b and so on.
+// Half a row is 16 channels, as many floats as fill the widest registers that CPUs have today (on others
+// the compiler takes two or four). All arithmetic on activations is done on them: a + b, a * b and so on.
 
 enum { WORDS = 16, HALVES = 2 };
 
@@ -100,13 +100,15 @@ static inline pair load_pair(const float *from) {
   return (pair){{load_floats(from), load_floats(from + WORDS)}};
 }
 
-// Adds two sums a channel, over the images of a block, to sums: [2][32] doubles. (No more terms than
-// that are added in float, far fewer than sum_columns in gpu/epilogue.h allows for.)
-static inline void add_sums(double *sums, const pair *sum, const pair *other) {
-  for (int k = 0; k < SIDE; k++) {
-    sums[k] += (double)sum->of[k / WORDS][k % WORDS];
-    sums[SIDE + k] += (double)other->of[k / WORDS][k % WORDS];
-  }
+typedef float eight_floats __attribute__((vector_size(32), may_alias));
+typedef double eight_doubles __attribute__((vector_size(64), aligned(8), may_alias));
+
+// Adds a sum for each channel to sums: [32] doubles. In float only a block's 32 numbers were added, far fewer
+// than sum_columns in gpu/epilogue.h allows for.
+static inline void add_sums(double *sums, const pair *sum) {
+  const eight_floats *of = (const eight_floats *)sum;
+  for (int k = 0; k < SIDE; k += 8)
+    *(eight_doubles *)(sums + k) += __builtin_convertvector(of[k / 8], eight_doubles);
 }
 
 static inline floats load_half(const bf16 *from) {
@@ -120,25 +122,50 @@ static inline floats load_half(const bf16 *from) {
   return (floats)(wide << 16);
 }
 
-// Rounds as to_bf16 does, and writes past the caches: an activation is larger than they are, and a usual
-// store would first read the line that it overwrites. The other half of the row should follow at once,
-// so that the line leaves as a whole. finish_rows() makes such stores visible to other threads. Returns
-// what was stored.
-static inline floats store_half(bf16 *to, floats values) {
-  const words bits = (words)values, is_nan = (words)((bits & 0x7fffffff) > 0x7f800000);
-  const words nearest = bits + 0x7fff + (bits >> 16 & 1);
-  const words rounded = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
-#ifdef __AVX512F__
-  _mm256_stream_si256((__m256i *)to, _mm512_cvtepi32_epi16((__m512i)(rounded >> 16)));
-#else
-  const bf16s upper = __builtin_convertvector(rounded >> 16, bf16s);
-  memcpy(to, &upper, sizeof upper);
-#endif
-  return (floats)(rounded & 0xffff0000);
+// Rounds as to_bf16 does, but numbers whose absolute value is below 2^-126 become zero: the instruction in
+// store_row makes them so, and tiles take them as zeros anyway. Writes 32 numbers, and returns what
+// they have become.
+static inline pair round_row(bf16 *to, pair values) {
+  for (int h = 0; h < HALVES; h++) {
+    const words bits = (words)values.of[h], is_nan = (words)((bits & 0x7fffffff) > 0x7f800000);
+    const words is_small = (words)((bits & 0x7f800000) == 0);
+    const words nearest = (bits & ~(is_small & 0x7fffffff)) + 0x7fff + (bits >> 16 & 1);
+    const words rounded = (is_nan & (bits | 0x400000)) | (~is_nan & nearest);
+    const bf16s upper = __builtin_convertvector(rounded >> 16, bf16s);
+    memcpy(to + h * WORDS, &upper, sizeof upper);
+    values.of[h] = (floats)(rounded & 0xffff0000);
+  }
+  return values;
 }
 
-static inline void finish_rows(void) {
-#ifdef __AVX512F__
+// The same, past the caches where the processor has AVX-512's instructions for bf16: an activation is larger
+// than they are, and a usual store would first read the line that it overwrites. A thread calls
+// finish_stores() before others may read.
+static inline pair store_row(bf16 *to, pair values) {
+#ifdef __AVX512BF16__
+  const __m512i row = (__m512i)_mm512_cvtne2ps_pbh((__m512)values.of[1], (__m512)values.of[0]);
+  _mm512_stream_si512((__m512i *)to, row);
+  const words left = (words)_mm512_cvtepu16_epi32(_mm512_castsi512_si256(row));
+  const words right = (words)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(row, 1));
+  return (pair){{(floats)(left << 16), (floats)(right << 16)}};
+#else
+  return round_row(to, values);
+#endif
+}
+
+// `count` floats of 16, past the caches, too, where they fill a line.
+static inline void store_floats(float *to, floats values, int count) {
+#ifdef __AVX512BF16__
+  if (count == WORDS && (uintptr_t)to % sizeof values == 0) {
+    _mm512_stream_ps(to, (__m512)values);
+    return;
+  }
+#endif
+  memcpy(to, &values, count * sizeof *to);
+}
+
+static inline void finish_stores(void) {
+#ifdef __AVX512BF16__
   _mm_sfence();
 #endif
 }
@@ -153,9 +180,9 @@ static inline floats masked(floats dy, floats y) {
   return (floats)((words)dy & ~(words)(y <= 0));
 }
 
-// Zeros in the rows of a block that no image has.
-static inline void clear_rows(bf16 *block, int images) {
-  for (int i = images * SIDE; i < BLOCK; i += WORDS) store_half(block + i, (floats){0});
+// Zeros in rows of a block, from `first` to `end` - 1: those that no image has.
+static inline void clear_rows(bf16 *block, int first, int end) {
+  for (int i = first; i < end; i++) store_row(block + i * SIDE, (pair){0});
 }
 
 // Asks for a block that is needed soon, so that it is in the first cache by then. Where there is none,

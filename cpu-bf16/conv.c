@@ -2,7 +2,7 @@
 // gradient is in conv_weight.c.
 //
 // conv.cu makes a matrix product of a convolution by gathering patches. Here the product is one of
-// blocks (blocks.h), and nothing is gathered. Take one pixel of the output, 32 images and 32
+// blocks (blocks.h), and, but for the stem, nothing is gathered. Take one pixel of the output, 32 images and 32
 // filters: a block of z. It is a sum of products of blocks, one for each tap of the filter that lies
 // within the image and each 32 input channels:
 //
@@ -17,19 +17,17 @@
 //     input gradient    pixel of x: list of taps, dz times W with filters as terms
 //     weight gradient   tap: list of pixels, dz transposed times x    (conv_weight.c)
 //
-// Weights are packed into blocks at each call, as cpu/conv.c does it. That is 2 per cent of a step at width
-// 64. (SGD could write both packings, and save a part of that: they would then come from memory, where
-// here they have just been written. Not tried.)
+// Weights are packed into blocks at each call, and the stem's patches are gathered (pack.c).
 //
-// What is done to 32 x 32 results while they are in the first cache, 4 KB of floats, is free: to
-// round them, to add up the sums that batch normalisation needs, in evaluation to normalise them, on
-// the way back to apply ReLU's mask and add up the sums that the norm below needs (`ending`, below).
+// Much is done to 32 x 32 results while they are in the first cache, 4 KB of floats: they are rounded, the
+// sums that batch normalisation needs are added up, in evaluation they are normalised, on the way back
+// ReLU's mask is applied and the sums that the norm below needs are added up (`ending`, below). Tile
+// instructions leave most of a core idle, so all that is done aside: a few rows after each pair of blocks
+// of the next pixel's product.
 //
-// The stem has 3 channels and would pay for 32 at each of 9 taps. Its patches of 27 numbers are gathered
-// after all, one block a pixel, and then it is a 1x1 convolution of 27 channels: a ninth of the products.
-//
-// Chunks of rows go to threads. What a chunk adds up, and the order in which chunks' sums are added,
-// follow from the shape alone, so the bits do not depend on the number of threads.
+// Chunks of rows, and slices of their channels where chunks are few, go to threads. What a chunk adds up,
+// and the order in which chunks' sums are added, follow from the shape alone, so the bits do not depend on
+// the number of threads.
 //
 // Checked by `make check`: tests/kernels_test.c, on every layer shape of the network.
 #include "conv.h"
@@ -38,92 +36,9 @@
 #include "reference/reference.h"
 #include "resnet18.h"
 #include "run/error.h"
+#include <omp.h>
 
 const multiplier *bf16_multiplier = &plain_multiplier;
-
-// -- Weights in blocks ---------------------------------------------------------------------------
-
-// 32 filters x 32 channels of one tap, rounded; zeros behind the last of either.
-static void read_filters(bf16 *block, const float *w, const conv_shape *s, int first_filter,
-                         int first_channel, int tap) {
-  const int taps = s->kernel * s->kernel, filters = MIN(SIDE, s->out_channels - first_filter);
-  const int channels = MIN(SIDE, s->in_channels - first_channel);
-  memset(block, 0, BLOCK * sizeof *block);
-  for (int f = 0; f < filters; f++) {
-    const float *from = w + ((size_t)(first_filter + f) * taps + tap) * s->in_channels;
-#pragma omp simd
-    for (int c = 0; c < channels; c++) block[f * SIDE + c] = to_bf16(from[first_channel + c]);
-  }
-}
-
-// Every filter as blocks, in the order in which a pixel of the result meets them: [32 columns of the
-// result][tap][32 terms]. Forward, filters are columns and channels terms; backward the other way.
-static void pack_filters(bf16 *packed, const float *w, const conv_shape *s, bool backward) {
-  const int taps = s->kernel * s->kernel;
-  const int columns = blocks_of(backward ? s->in_channels : s->out_channels);
-  const int terms = blocks_of(backward ? s->out_channels : s->in_channels);
-#pragma omp parallel for schedule(dynamic, 16)
-  for (int i = 0; i < columns * taps * terms; i++) {
-    _Alignas(64) bf16 block[BLOCK];
-    const int column = i / terms / taps * SIDE, tap = i / terms % taps, term = i % terms * SIDE;
-    read_filters(block, w, s, backward ? term : column, backward ? column : term, tap);
-    if (backward)
-      pair_rows(packed + (size_t)i * BLOCK, block);
-    else
-      transpose_halves(packed + (size_t)i * BLOCK, block);
-  }
-}
-
-// -- Patches of few channels ----------------------------------------------------------------------
-//
-// A block's row holds an image's patch: [taps][channels] as in a filter, so w needs no other order.
-// Four channels are copied at once. The fourth of 3, a zero, is written over by the next tap's first.
-
-enum { COPIED = 4 };
-
-bool bf16_takes_patches(const conv_shape *s) {
-  const int taps = s->kernel * s->kernel;
-  return taps > 1 &&
-         (taps - 1) * s->in_channels + DIVIDE_UP(s->in_channels, COPIED) * COPIED <= SIDE;
-}
-
-conv_shape bf16_patch_shape(const conv_shape *s) {
-  conv_shape flat = *s;
-  flat.in_height = s->out_height, flat.in_width = s->out_width;
-  flat.in_channels = s->kernel * s->kernel * s->in_channels;
-  flat.kernel = flat.stride = 1;
-  return flat;
-}
-
-size_t bf16_patch_count(const conv_shape *s) {
-  return (size_t)blocks_of(s->batch) * s->out_height * s->out_width * BLOCK;
-}
-
-// Tap (r, s) of pixel (p, q), which meets pixel (h, v) of x, for 32 images.
-static void gather_tap(bf16 *patch, const conv_shape *shape, const bf16 *x, int r, int s) {
-  bf16 *to = patch + (r * shape->kernel + s) * shape->in_channels;
-  for (int i = 0; i < SIDE; i++)
-    for (int c = 0; c < shape->in_channels; c += COPIED)
-      memcpy(to + i * SIDE + c, x + i * SIDE + c, COPIED * sizeof *to);
-}
-
-void bf16_gather_patches(bf16 *to, const conv_shape *shape, const bf16 *x) {
-  const int padding = shape->kernel / 2, in_pixels = shape->in_height * shape->in_width;
-#pragma omp parallel for schedule(dynamic, 64)
-  for (int i = 0; i < blocks_of(shape->batch) * shape->out_height * shape->out_width; i++) {
-    const int q = i % shape->out_width, p = i / shape->out_width % shape->out_height;
-    const int group = i / shape->out_width / shape->out_height;
-    bf16 *patch = to + (size_t)i * BLOCK;
-    memset(patch, 0, BLOCK * sizeof *patch);
-    for (int r = 0; r < shape->kernel; r++)
-      for (int s = 0; s < shape->kernel; s++) {
-        const int h = shape->stride * p + r - padding, v = shape->stride * q + s - padding;
-        if (h >= 0 && h < shape->in_height && v >= 0 && v < shape->in_width)
-          gather_tap(patch, shape, x + block_at(group, in_pixels, h * shape->in_width + v, 1), r,
-                     s);
-      }
-  }
-}
 
 // -- Output and input gradient -------------------------------------------------------------------
 
@@ -136,8 +51,10 @@ typedef enum {
 } ending;
 
 enum {
-  FACTORS = 3,    // a channel: scale, shift, mean
-  NEIGHBOURS = 2, // blocks of a pixel done one after another, as they lie: a page
+  FACTORS = 3,        // a channel: scale, shift, mean
+  TASKS_A_THREAD = 4, // so that none waits long for the last
+  MOST_KERNEL = 3,
+  MOST_TAPS = MOST_KERNEL * MOST_KERNEL,
 };
 
 // Both gather: a block of `to` is a sum over the taps of its pixel.
@@ -171,147 +88,206 @@ static float *mean_of(const gather_job *j) {
   return j->factors + (size_t)2 * j->to_blocks * SIDE;
 }
 
-// The row or column of `from` that a tap meets from `position` in `to`; -1: none.
-static int meets(const gather_job *j, int position, int tap, int size) {
-  const int padding = j->kernel / 2;
-  int at = j->backward ? position + padding - tap : j->stride * position + tap - padding;
-  if (j->backward && at % j->stride) return -1;
-  if (j->backward) at /= j->stride;
-  return at < 0 || at >= size ? -1 : at;
+// Rows (or columns) of `from` that the taps of a row (or column) of `to` meet, or -1.
+static void find_met(const gather_job *j, int met[MOST_KERNEL], int position, int size) {
+  for (int tap = 0; tap < j->kernel; tap++) {
+    const int padding = j->kernel / 2;
+    int at = j->backward ? position + padding - tap : j->stride * position + tap - padding;
+    const bool between = j->backward && j->stride > 1 && at % j->stride;
+    if (j->backward && j->stride > 1) at /= j->stride;
+    met[tap] = between || at < 0 || at >= size ? -1 : at;
+  }
 }
 
-static int find_taps(const gather_job *j, block_run runs[9], int group, int row, int column,
-                     int block) {
+// The pixel's taps: met_rows are those of `from` that they meet.
+static int find_taps(const gather_job *j, block_run runs[MOST_TAPS], int group,
+                     const int met_rows[MOST_KERNEL], int column, int block) {
   const int pixels = j->from_height * j->from_width, taps = j->kernel * j->kernel;
-  int count = 0;
-  for (int r = 0; r < j->kernel; r++) {
-    const int h = meets(j, row, r, j->from_height);
-    for (int s = 0; h >= 0 && s < j->kernel; s++) {
-      const int v = meets(j, column, s, j->from_width);
-      if (v < 0) continue;
-      const size_t filter = ((size_t)block * taps + r * j->kernel + s) * j->from_blocks;
-      runs[count++] =
-          (block_run){j->from + block_at(group, pixels, h * j->from_width + v, j->from_blocks),
-                      j->w + filter * BLOCK, j->from_blocks};
-    }
-  }
+  const size_t first = (size_t)block * taps; // of the block's filters in w
+  int count = 0, columns[MOST_KERNEL];
+  find_met(j, columns, column, j->from_width);
+  for (int r = 0; r < j->kernel; r++)
+    for (int s = 0; met_rows[r] >= 0 && s < j->kernel; s++)
+      if (columns[s] >= 0)
+        runs[count++] = (block_run){
+            j->from +
+                block_at(group, pixels, met_rows[r] * j->from_width + columns[s], j->from_blocks),
+            j->w + (first + r * j->kernel + s) * j->from_blocks * BLOCK, j->from_blocks};
   return count;
 }
 
-// Half of a row of results.
-static inline floats results(const float *c, int row, int half) {
-  return load_floats(c + c_at(row, half * WORDS));
-}
+// A block of results on its way to memory.
+typedef struct {
+  side_work work; // the first member: a pointer to it can be cast to one to the whole
+  const gather_job *j;
+  const float *c; // [32][32]
+  size_t at;      // where it goes
+  int images;     // of the group
+  int block;      // which 32 channels
+  pair sum;       // over the images, in float
+  pair other;     // the same, of squares (END_SUMS) or of g (z - mean) (END_MASK)
+} result;
 
 // Rounds and stores z; adds up what was stored, and its squares.
-static void store_with_sums(bf16 *to, const float *c, int images, double *sums) {
-  pair sum = {0}, square = {0};
-  for (int i = 0; i < images; i++)
+static void store_with_sums(side_work *work, int first, int end) {
+  result *r = (result *)work;
+  pair sum = r->sum, square = r->other; // in registers meanwhile
+  for (int i = first; i < end; i++) {
+    const pair z = store_row(r->j->to + r->at + i * SIDE, load_pair(r->c + i * SIDE));
     for (int h = 0; h < HALVES; h++) {
-      const floats stored = store_half(to + i * SIDE + h * WORDS, results(c, i, h));
-      sum.of[h] += stored;
-      square.of[h] += stored * stored;
+      sum.of[h] += z.of[h];
+      square.of[h] += z.of[h] * z.of[h];
     }
-  add_sums(sums, &sum, &square);
+  }
+  r->sum = sum, r->other = square;
 }
 
-static void store_normalised(const gather_job *j, size_t at, const float *c, int images,
-                             int block) {
-  const pair scale = load_pair(scale_of(j) + block * SIDE);
-  const pair shift = load_pair(shift_of(j) + block * SIDE);
-  for (int i = 0; i < images; i++)
+static void store_normalised(side_work *work, int first, int end) {
+  const result *r = (result *)work;
+  const gather_job *j = r->j;
+  const pair scale = load_pair(scale_of(j) + r->block * SIDE);
+  const pair shift = load_pair(shift_of(j) + r->block * SIDE);
+  for (int i = first; i < end; i++) {
+    pair y = load_pair(r->c + i * SIDE);
     for (int h = 0; h < HALVES; h++) {
-      const size_t here = at + i * SIDE + h * WORDS;
-      floats y = results(c, i, h) * scale.of[h] + shift.of[h];
-      if (j->residual) y += load_half(j->residual + here);
-      store_half(j->to + here, j->relu ? relu(y) : y);
+      y.of[h] = y.of[h] * scale.of[h] + shift.of[h];
+      if (j->residual) y.of[h] += load_half(j->residual + r->at + i * SIDE + h * WORDS);
+      if (j->relu) y.of[h] = relu(y.of[h]);
     }
+    store_row(j->to + r->at + i * SIDE, y);
+  }
 }
 
-static void store_plainly(const gather_job *j, size_t at, const float *c, int images) {
-  for (int i = 0; i < images; i++)
-    for (int h = 0; h < HALVES; h++) {
-      bf16 *to = j->to + at + i * SIDE + h * WORDS;
-      store_half(to, j->accumulate ? results(c, i, h) + load_half(to) : results(c, i, h));
-    }
+static void store_plainly(side_work *work, int first, int end) {
+  const result *r = (result *)work;
+  for (int i = first; i < end; i++) {
+    bf16 *to = r->j->to + r->at + i * SIDE;
+    pair row = load_pair(r->c + i * SIDE);
+    for (int h = 0; r->j->accumulate && h < HALVES; h++) row.of[h] += load_half(to + h * WORDS);
+    store_row(to, row);
+  }
 }
 
 // g, the gradient where ReLU let its input through, else 0; adds up the g that was stored, and
 // g (z - mean). A ReLU without residual let through what scale z + shift makes positive: the y of
 // bf16_norm_apply, computed again.
-static void store_masked(const gather_job *j, size_t at, const float *c, int images, int block,
-                         double *sums) {
-  const pair scale = load_pair(scale_of(j) + block * SIDE);
-  const pair shift = load_pair(shift_of(j) + block * SIDE);
-  const pair mean = load_pair(mean_of(j) + block * SIDE);
-  pair sum = {0}, product = {0};
-  for (int i = 0; i < images; i++)
+static void store_masked(side_work *work, int first, int end) {
+  result *r = (result *)work;
+  const gather_job *j = r->j;
+  const pair scale = load_pair(scale_of(j) + r->block * SIDE);
+  const pair shift = load_pair(shift_of(j) + r->block * SIDE);
+  const pair mean = load_pair(mean_of(j) + r->block * SIDE);
+  pair sum = r->sum, product = r->other;
+  for (int i = first; i < end; i++) {
+    const size_t row = r->at + i * SIDE;
+    pair g = load_pair(r->c + i * SIDE), z;
     for (int h = 0; h < HALVES; h++) {
-      const size_t here = at + i * SIDE + h * WORDS;
-      const floats z = load_half(j->z_below + here);
-      const floats y = j->y_below ? load_half(j->y_below + here) : z * scale.of[h] + shift.of[h];
-      const floats dy =
-          j->accumulate ? results(c, i, h) + load_half(j->to + here) : results(c, i, h);
-      const floats g = store_half(j->to + here, masked(dy, y));
-      sum.of[h] += g;
-      product.of[h] += g * (z - mean.of[h]);
+      const size_t here = row + h * WORDS;
+      z.of[h] = load_half(j->z_below + here);
+      const floats y =
+          j->y_below ? load_half(j->y_below + here) : z.of[h] * scale.of[h] + shift.of[h];
+      if (j->accumulate) g.of[h] += load_half(j->to + here);
+      g.of[h] = masked(g.of[h], y);
     }
-  add_sums(sums, &sum, &product);
-}
-
-static void store_block(const gather_job *j, size_t at, const float *c, int images, int block,
-                        double *sums) {
-  switch (j->end) {
-  case END_PLAIN:
-    store_plainly(j, at, c, images);
-    break;
-  case END_SUMS:
-    store_with_sums(j->to + at, c, images, sums);
-    break;
-  case END_NORM:
-    store_normalised(j, at, c, images, block);
-    break;
-  case END_MASK:
-    store_masked(j, at, c, images, block, sums);
-    break;
+    g = store_row(j->to + row, g);
+    for (int h = 0; h < HALVES; h++) {
+      sum.of[h] += g.of[h];
+      product.of[h] += g.of[h] * (z.of[h] - mean.of[h]);
+    }
   }
-  clear_rows(j->to + at, images);
+  r->sum = sum, r->other = product;
 }
 
-// 32 channels (`block` of them) of one pixel; i counts them through.
-static void gather_block(const gather_job *j, int i, int block, double *sums) {
+static void store_rows(side_work *work, int first, int end) {
+  static void (*const endings[])(side_work *, int, int) = {
+      [END_PLAIN] = store_plainly,
+      [END_SUMS] = store_with_sums,
+      [END_NORM] = store_normalised,
+      [END_MASK] = store_masked,
+  };
+  const result *r = (result *)work;
+  endings[r->j->end](work, first, MIN(end, r->images));
+  clear_rows(r->j->to + r->at, MAX(first, r->images), end);
+}
+
+// Adds a stored block's sums to sums.
+static void add_result(const result *r, double *sums) {
+  add_sums(sums, &r->sum);
+  add_sums(sums + SIDE, &r->other);
+}
+
+// Asks for what the result at this place will be combined with.
+static void fetch_operands(const gather_job *j, size_t at) {
+  if (j->z_below) fetch_block(j->z_below + at);
+  if (j->y_below) fetch_block(j->y_below + at);
+  if (j->residual) fetch_block(j->residual + at);
+  if (j->accumulate) fetch_block(j->to + at);
+}
+
+// One row of pixels, the 32 channels of number `block`. While one pixel is multiplied, the one before is
+// stored. All blocks of w, and of `from` those of two columns of taps in three, were used by the pixel
+// before. In reverse, the ones used last come first, while the first cache has them.
+static void gather_row(const gather_job *j, int group, int row, int block, double *sums) {
   _Alignas(64) float c[BLOCK];
-  const int column = i % j->to_width, row = i / j->to_width % j->to_height;
-  const int group = i / j->to_width / j->to_height, images = images_of(j->images, group);
-  block_run runs[9];
-  const int count = find_taps(j, runs, group, row, column, block);
-  const size_t at = ((size_t)i * j->to_blocks + block) * BLOCK;
-  // Pixels that no tap meets (1x1, stride 2): + 0
-  if (!count && j->accumulate && j->end == END_PLAIN) return;
-  bf16_multiplier->product(c, false, runs, count, BLOCK, images, j->terms);
-  store_block(j, at, c, images, block, sums);
+  const int images = images_of(j->images, group);
+  int met_rows[MOST_KERNEL];
+  result last = {.work = {.next = SIDE}}; // none yet: nothing to store, and sums of zero
+  find_met(j, met_rows, row, j->from_height);
+  for (int column = 0; column < j->to_width; column++) {
+    block_run runs[MOST_TAPS];
+    const int count = find_taps(j, runs, group, met_rows, column, block);
+    const size_t at =
+        block_at(group, j->to_height * j->to_width, row * j->to_width + column, j->to_blocks) +
+        (size_t)block * BLOCK;
+    // No tap meets this pixel (1x1, stride 2), so nothing is added to it: it stays as it is.
+    if (!count && j->accumulate && j->end == END_PLAIN) continue;
+    fetch_operands(j, at);
+    bf16_multiplier->product(c, &(block_sum){.runs = runs,
+                                             .run_count = count,
+                                             .b_step = BLOCK,
+                                             .reverse = column % 2,
+                                             .rows = images,
+                                             .terms = j->terms,
+                                             .aside = &last.work});
+    add_result(&last, sums);
+    last = (result){.work = {.do_some = store_rows},
+                    .j = j,
+                    .c = c,
+                    .at = at,
+                    .images = images,
+                    .block = block};
+  }
+  do_rows(&last.work, SIDE);
+  add_result(&last, sums);
 }
 
-// So many channels of a chunk of rows.
-static void gather_chunk(const gather_job *j, int chunk, int first_block) {
-  const int first = chunk * j->chunk_rows, rows = blocks_of(j->images) * j->to_height;
-  const int end = MIN(first + j->chunk_rows, rows);
-  const int end_block = MIN(first_block + NEIGHBOURS, j->to_blocks);
-  double *sums = j->sums + (size_t)chunk * j->to_blocks * 2 * SIDE;
-  memset(sums + first_block * 2 * SIDE, 0, (end_block - first_block) * 2 * SIDE * sizeof *sums);
-  for (int i = first * j->to_width; i < end * j->to_width; i++)
-    for (int block = first_block; block < end_block; block++)
-      gather_block(j, i, block, sums + block * 2 * SIDE);
+// Some channels of a chunk of rows: those of blocks first_block to end_block - 1. One block after another,
+// each for all rows: its filters, at most 295 KB, stay in the second cache.
+static void gather_chunk(const gather_job *j, int chunk, int first_block, int end_block) {
+  const int first = chunk * j->chunk_rows, all_rows = blocks_of(j->images) * j->to_height;
+  const int end = MIN(first + j->chunk_rows, all_rows);
+  for (int block = first_block; block < end_block; block++) {
+    double *sums = j->sums + ((size_t)chunk * j->to_blocks + block) * 2 * SIDE;
+    memset(sums, 0, 2 * SIDE * sizeof *sums);
+    for (int row = first; row < end; row++)
+      gather_row(j, row / j->to_height, row % j->to_height, block, sums);
+  }
 }
 
+// Tasks are slices of a chunk's channels. A processor takes a few neighbouring ones at a time: they share
+// rows of `from`, which it then has in its own cache.
 static void gather(const gather_job *j) {
+  const int tasks = TASKS_A_THREAD * omp_get_max_threads();
+  const int slices = MIN(j->to_blocks, DIVIDE_UP(tasks, j->chunks));
+  const int at_once = MAX(1, j->chunks * slices / tasks);
 #pragma omp parallel
   {
     bf16_multiplier->open();
-#pragma omp for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(dynamic, at_once)
     for (int chunk = 0; chunk < j->chunks; chunk++)
-      for (int block = 0; block < j->to_blocks; block += NEIGHBOURS) gather_chunk(j, chunk, block);
-    finish_rows();
+      for (int k = 0; k < slices; k++)
+        gather_chunk(j, chunk, j->to_blocks * k / slices, j->to_blocks * (k + 1) / slices);
+    finish_stores();
     bf16_multiplier->close();
   }
 }
@@ -357,7 +333,7 @@ static gather_job prepare(const conv_shape *shape, void *to, const void *from, c
     bf16_gather_patches(packed + filters, shape, from);
     j.from = packed + filters;
   }
-  pack_filters(packed, w, &s, backward);
+  bf16_pack_filters(packed, w, &s, backward);
   j.w = packed;
   return j;
 }

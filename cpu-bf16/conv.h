@@ -6,7 +6,7 @@
 
 #include "multiplier.h"
 
-// Of a chunk of rows, of each of 32 images: what they read and the filters fit the second cache.
+// Of a chunk of rows, of each of 32 images: what they read and 32 filters fit the second cache.
 enum { CHUNK_PIXELS = 128 };
 
 // What multiplies: the device sets it, a test may exchange it.
@@ -26,6 +26,11 @@ void bf16_conv_statistics(const conv_shape *shape, void *z, const void *x, const
                           const norm_arrays *n);
 void bf16_conv_backward_masked(const conv_shape *shape, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below);
+
+// Every filter, rounded, as blocks in pair_rows' order (blocks.h) and in that in which a pixel of the result
+// meets them: [32 columns of the result][tap][32 terms]. Forward, filters are columns and channels
+// terms; backward the other way. Zeros behind the last of either.
+void bf16_pack_filters(bf16 *packed, const float *w, const conv_shape *shape, bool backward);
 
 // Whether all taps of a pixel fit one block, as the stem's do. Then the output and the weight gradient
 // are those of a 1x1 convolution, bf16_patch_shape, of patches, bf16_patch_count numbers.

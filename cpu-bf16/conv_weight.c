@@ -7,15 +7,17 @@
 //                                       dz[group][p][q][filters]^T  x[group][h][v][channels]
 //
 // with h and v as in conv.c. Each product is one of blocks with images as its terms: dz transposed has
-// filters as rows, and x already has images as rows. Both orders (blocks.h) are made once per chunk of
-// rows, in memory that stays in the second cache, and then serve all nine taps and up to all filters:
-// a tap only starts its list of pixels at another place of x.
+// filters as rows, and x already has images as rows. Both are put into the orders that products want
+// (blocks.h), a chunk of rows at a time: dz once, x once in each slice of the filters. They stay in the
+// second cache and serve all nine taps and all filters of the slice: a tap only starts its list of pixels
+// at another place of x.
 //
 // A chunk is `groups` x `rows` rows of z. Chunks are cut into `parts`, each with sums of its own; a
 // task is a part and a slice of the filters. How many parts is a question of memory: at width 64 a
 // part's sums take up to 9.4 MB. How many slices follows from the number of threads, which changes no
 // bits, as a filter's sums are the same in whatever slice they are. In the end the parts' sums are
-// added in the parts' order.
+// added in the parts' order, and written in dw's. With one part only, as with 512 filters, a block is
+// written when its sum is complete: the first cache still has it then, and 9 MB need not be read again.
 //
 // Checked by `make check`: tests/kernels_test.c, on every layer shape of the network, and
 // tests/tiles_test.c (the same bits on any number of threads).
@@ -25,14 +27,16 @@
 #include <omp.h>
 
 enum {
-  PARTS = 16,      // x 32 filters: the most tasks that can help
+  PARTS = 16, // times blocks of filters, of which there are so many tasks before they are sliced
   FEW_PIXELS = 32, // of a group, below which a chunk has several groups
   MOST_RUNS = CHUNK_PIXELS,
+  TASKS_A_THREAD = 2, // so that none waits long for the last
 };
 
 typedef struct {
   const conv_shape *s;
   const bf16 *dz, *x;
+  real *dw;              // [Cout][R S][Cin]
   int filters, channels; // blocks of them
   int groups, rows;      // of a chunk
   int down, chunks;      // chunks of a group, in all
@@ -107,58 +111,82 @@ static int find_pixels(block_run runs[MOST_RUNS], const weight_job *j, chunk_pla
   return count;
 }
 
-static void add_chunk(const weight_job *j, int chunk, bool add, float *sums, int filter, int end,
-                      bf16 *dz, bf16 *x) {
-  const conv_shape *s = j->s;
-  const int taps = s->kernel * s->kernel;
-  const chunk_place p = place_of(j, chunk);
-  const size_t of_filter = (size_t)p.groups * p.rows * s->out_width * BLOCK;
-  transpose_chunk(dz, j, p, filter, end);
-  for (int channel = 0; channel < j->channels; channel++) {
-    pair_chunk(x, j, p, channel);
-    for (int f = filter; f < end; f++)
-      for (int tap = 0; tap < taps; tap++) {
-        block_run runs[MOST_RUNS];
-        const int count = find_pixels(runs, j, p, dz + (f - filter) * of_filter, x, tap);
-        float *c = sums + (((size_t)f * j->channels + channel) * taps + tap) * BLOCK;
-        bf16_multiplier->product(c, add, runs, count, (size_t)s->stride * BLOCK,
-                                 MIN(SIDE, s->out_channels - f * SIDE), MIN(SIDE, s->batch));
-      }
-  }
-}
-
 // A block of dw, 32 filters x 32 channels of one tap, from the parts' sums, in the parts' order.
-static void write_block(real *dw, const weight_job *j, int filter, int channel, int tap) {
+static void write_block(const weight_job *j, int filter, int channel, int tap) {
   const conv_shape *s = j->s;
   const int taps = s->kernel * s->kernel, filters = MIN(SIDE, s->out_channels - filter * SIDE);
   const int channels = MIN(SIDE, s->in_channels - channel * SIDE);
   const size_t part_size = (size_t)j->filters * j->channels * taps * BLOCK;
   const float *from = j->sums + (((size_t)filter * j->channels + channel) * taps + tap) * BLOCK;
-  for (int k = 0; k < filters; k++)
-    for (int h = 0; h * WORDS < channels; h++) {
-      const float *of_row = from + c_at(k, h * WORDS);
-      floats sum = load_floats(of_row);
-      for (int part = 1; part < j->parts; part++) sum += load_floats(of_row + part * part_size);
-      memcpy(dw + ((size_t)(filter * SIDE + k) * taps + tap) * s->in_channels + channel * SIDE +
-                 h * WORDS,
-             &sum, MIN(WORDS, channels - h * WORDS) * sizeof *dw);
+  real *to = j->dw + ((size_t)filter * SIDE * taps + tap) * s->in_channels + channel * SIDE;
+  for (int k = 0; k < filters; k++, to += (size_t)taps * s->in_channels)
+    for (int c = 0; c < channels; c += WORDS) {
+      floats sum = load_floats(from + k * SIDE + c);
+      for (int part = 1; part < j->parts; part++)
+        sum += load_floats(from + part * part_size + k * SIDE + c);
+      store_floats(to + c, sum, MIN(WORDS, channels - c));
     }
 }
 
-// dw: [Cout][R S][Cin]
-static void write_gradient(real *dw, const weight_job *j) {
-#pragma omp parallel for collapse(2) schedule(dynamic)
-  for (int filter = 0; filter < j->filters; filter++)
-    for (int channel = 0; channel < j->channels; channel++)
-      for (int tap = 0; tap < j->s->kernel * j->s->kernel; tap++)
-        write_block(dw, j, filter, channel, tap);
+// A task's filters, and its memory.
+typedef struct {
+  int filter, end;
+  float *sums;  // of its part
+  bf16 *dz, *x; // of a chunk, in the orders for products
+} weight_task;
+
+// add: to the part's sums; last: of the part's chunks.
+static void add_chunk(const weight_job *j, const weight_task *t, int chunk, bool add, bool last) {
+  const conv_shape *s = j->s;
+  const int taps = s->kernel * s->kernel;
+  const chunk_place p = place_of(j, chunk);
+  const size_t of_filter = (size_t)p.groups * p.rows * s->out_width * BLOCK;
+  transpose_chunk(t->dz, j, p, t->filter, t->end);
+  for (int channel = 0; channel < j->channels; channel++) {
+    pair_chunk(t->x, j, p, channel);
+    for (int f = t->filter; f < t->end; f++)
+      for (int tap = 0; tap < taps; tap++) {
+        block_run runs[MOST_RUNS];
+        const int count = find_pixels(runs, j, p, t->dz + (f - t->filter) * of_filter, t->x, tap);
+        float *c = t->sums + (((size_t)f * j->channels + channel) * taps + tap) * BLOCK;
+        bf16_multiplier->product(c, &(block_sum){.add = add,
+                                                 .runs = runs,
+                                                 .run_count = count,
+                                                 .b_step = s->stride * BLOCK,
+                                                 .rows = MIN(SIDE, s->out_channels - f * SIDE),
+                                                 .terms = MIN(SIDE, s->batch)});
+        if (last && j->parts == 1) write_block(j, f, channel, tap); // while the cache has it
+      }
+  }
 }
 
-static weight_job make_weight_job(const conv_shape *s, const void *dz, const void *x) {
+// A part's share of the chunks.
+static void add_chunks_of(const weight_job *j, const weight_task *t, int part) {
+  const int first = (int)((long)part * j->chunks / j->parts);
+  const int end = (int)((part + 1L) * j->chunks / j->parts);
+  for (int chunk = first; chunk < end; chunk++)
+    add_chunk(j, t, chunk, chunk > first, chunk == end - 1);
+  finish_stores();
+}
+
+static void write_gradient(const weight_job *j) {
+#pragma omp parallel
+  {
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int filter = 0; filter < j->filters; filter++)
+      for (int channel = 0; channel < j->channels; channel++)
+        for (int tap = 0; tap < j->s->kernel * j->s->kernel; tap++)
+          write_block(j, filter, channel, tap);
+    finish_stores();
+  }
+}
+
+static weight_job make_weight_job(const conv_shape *s, real *dw, const void *dz, const void *x) {
   const int pixels = s->out_height * s->out_width, all_groups = blocks_of(s->batch);
   weight_job j = {.s = s,
                   .dz = dz,
                   .x = x,
+                  .dw = dw,
                   .filters = blocks_of(s->out_channels),
                   .channels = blocks_of(s->in_channels),
                   .rows = MAX(1, MIN(s->out_height, CHUNK_PIXELS / s->out_width)),
@@ -173,9 +201,9 @@ void bf16_conv_backward_weight(const conv_shape *shape, real *dw, const void *dz
   const bool gathered = bf16_takes_patches(shape);
   const conv_shape flat = gathered ? bf16_patch_shape(shape) : *shape, *s = &flat;
   const size_t patches = gathered ? bf16_patch_count(shape) : 0;
-  weight_job j = make_weight_job(s, dz, x);
+  weight_job j = make_weight_job(s, dw, dz, x);
   const int taps = s->kernel * s->kernel, threads = omp_get_max_threads();
-  const int slices = MIN(j.filters, DIVIDE_UP(threads, j.parts));
+  const int slices = MIN(j.filters, DIVIDE_UP(TASKS_A_THREAD * threads, j.parts));
   const int slice = DIVIDE_UP(j.filters, slices);
   const size_t part_size = (size_t)j.filters * j.channels * taps * BLOCK;
   const size_t dz_size = (size_t)slice * j.groups * j.rows * s->out_width * BLOCK;
@@ -195,13 +223,11 @@ void bf16_conv_backward_weight(const conv_shape *shape, real *dw, const void *dz
 #pragma omp for collapse(2) schedule(dynamic)
     for (int part = 0; part < j.parts; part++)
       for (int f = 0; f < slices; f++) {
-        const int first = (int)((long)part * j.chunks / j.parts);
-        const int end = (int)((part + 1L) * j.chunks / j.parts);
-        for (int chunk = first; chunk < end; chunk++)
-          add_chunk(&j, chunk, chunk > first, j.sums + part * part_size, f * slice,
-                    MIN(j.filters, (f + 1) * slice), buffer, buffer + dz_size);
+        const weight_task task = {j.filters * f / slices, j.filters * (f + 1) / slices,
+                                  j.sums + part * part_size, buffer, buffer + dz_size};
+        add_chunks_of(&j, &task, part);
       }
     bf16_multiplier->close();
   }
-  write_gradient(dw, &j);
+  if (j.parts > 1) write_gradient(&j);
 }

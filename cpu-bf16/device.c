@@ -24,11 +24,10 @@ void blocks_from_floats(bf16 *blocks, const real *values, activation_shape s) {
       float value[SIDE] = {0};
       memcpy(value, values + (image * s.pixels + pixel) * s.channels + channel,
              count * sizeof *value);
-      for (int k = 0; k < SIDE; k += WORDS)
-        store_half(blocks + (size_t)i * BLOCK + row * SIDE + k, load_floats(value + k));
+      store_row(blocks + (size_t)i * BLOCK + row * SIDE, load_pair(value));
     }
-    clear_rows(blocks + (size_t)i * BLOCK, images);
-    finish_rows();
+    clear_rows(blocks + (size_t)i * BLOCK, images, SIDE);
+    finish_stores();
   }
 }
 

@@ -10,24 +10,43 @@ typedef struct {
   int count;
 } block_run;
 
+// Work for the rest of a core while its tiles multiply: 32 rows of something, done a few at a time and in
+// order. do_some does those from `first` to `end` - 1.
+typedef struct side_work {
+  void (*do_some)(struct side_work *work, int first, int end);
+  int next; // the first row not done yet; 32: all are done
+} side_work;
+
+static inline void do_rows(side_work *work, int count) {
+  const int first = work->next;
+  if (first == SIDE) return;
+  work->next = MIN(SIDE, first + count);
+  work->do_some(work, first, work->next);
+}
+
+// A sum of products of blocks, c (+)= sum of a b over all pairs of blocks of all runs.
+//     c    [32 rows][32 columns] floats
+//     a    [32 rows][32 terms]     b    [32 terms][32 columns] in pair_rows' order
+// From one pair of a run to the next, a moves on by a block, b by b_step elements. Of the rows of a and
+// c, `rows` matter; the others may be computed or not. Of the terms, those behind the first `terms` are
+// zeros in a and b.
+typedef struct {
+  bool add; // to what c holds
+  const block_run *runs;
+  int run_count;
+  ptrdiff_t b_step;
+  bool reverse; // the last pair of the last run first
+  int rows, terms;
+  side_work *
+      aside; // or NULL; all of it is done before c is written: it may read what c held (without add)
+} block_sum;
+
 typedef struct {
   const char *name;
   // Each thread's, before its first product and behind its last.
   void (*open)(void), (*close)(void);
-  // c = (add ? c : 0) + the sum of a b over all pairs of blocks of all runs.
-  //     c    [32][32] floats as four tiles [2][2][16][16]: c_at() below
-  //     a    [32 rows][32 terms]     b    [32 terms][32 columns] in pair_rows' order
-  // From one pair of a run to the next, a moves on by a block, b by b_step elements. Of the
-  // rows of a and c, `rows` matter; the others may be computed or not. Of the terms, those behind
-  // the first `terms` are zeros in a and b.
-  void (*product)(float *c, bool add, const block_run *runs, int run_count, size_t b_step, int rows,
-                  int terms);
+  void (*product)(float *c, const block_sum *sum);
 } multiplier;
-
-// Where element (row, column) is in c; 16 columns are neighbours.
-static inline int c_at(int row, int column) {
-  return row / 16 * 512 + column / 16 * 256 + row % 16 * 16 + column % 16;
-}
 
 extern const multiplier plain_multiplier; // plain.c
 extern const multiplier amx_multiplier;   // amx.c, where the processor is of Intel's architecture

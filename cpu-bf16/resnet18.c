@@ -52,14 +52,17 @@ static float *new_factors(int channels, int count) {
 static void normalise_block(bf16 *y, const bf16 *z, const bf16 *residual, int images,
                             const float *scale, const float *shift, bool with_relu) {
   const pair a = load_pair(scale), b = load_pair(shift);
-  for (int i = 0; i < images; i++)
+  for (int i = 0; i < images; i++) {
+    pair row;
     for (int h = 0; h < HALVES; h++) {
       const int here = i * SIDE + h * WORDS;
-      floats value = load_half(z + here) * a.of[h] + b.of[h];
-      if (residual) value += load_half(residual + here);
-      store_half(y + here, with_relu ? relu(value) : value);
+      row.of[h] = load_half(z + here) * a.of[h] + b.of[h];
+      if (residual) row.of[h] += load_half(residual + here);
+      if (with_relu) row.of[h] = relu(row.of[h]);
     }
-  clear_rows(y, images);
+    store_row(y + i * SIDE, row);
+  }
+  clear_rows(y, images, SIDE);
 }
 
 static void normalise(const norm_shape *shape, bf16 *y, const bf16 *z, const bf16 *residual,
@@ -74,7 +77,7 @@ static void normalise(const norm_shape *shape, bf16 *y, const bf16 *z, const bf1
                         residual ? residual + at(&w, place, block) : NULL,
                         images_of(w.images, place / w.pixels), scale + block * SIDE,
                         shift + block * SIDE, relu);
-    finish_rows();
+    finish_stores();
   }
 }
 
@@ -161,7 +164,8 @@ static void sum_block(double *sums, const upstream *u, size_t block, int images,
       sum.of[h] += g;
       product.of[h] += g * ((load_half(u->z + here) - m.of[h]) * inverse.of[h]);
     }
-  add_sums(sums, &sum, &product);
+  add_sums(sums, &sum);
+  add_sums(sums + SIDE, &product);
 }
 
 // Chunks of places are added up each by one thread, then the chunks in their order.
@@ -198,16 +202,18 @@ static void spread_block(bf16 *dz, bf16 *dresidual, const upstream *u, size_t bl
                          const float *const factors[3], int channel) {
   const pair a = load_pair(factors[0] + channel), b = load_pair(factors[1] + channel);
   const pair c = load_pair(factors[2] + channel);
-  for (int i = 0; i < images; i++)
-    for (int h = 0; h < HALVES; h++) {
-      const size_t here = block + i * SIDE + h * WORDS;
-      const floats g = load_gradient(u, here),
-                   z = load_half(u->z + here); // before dz, which may be dy
-      if (dresidual) store_half(dresidual + here, g);
-      store_half(dz + here, a.of[h] * g + (b.of[h] * z + c.of[h]));
+  for (int i = 0; i < images; i++) {
+    const size_t row = block + i * SIDE;
+    pair g, spread;
+    for (int h = 0; h < HALVES; h++) { // all is read before dz is written, which may be dy
+      g.of[h] = load_gradient(u, row + h * WORDS);
+      spread.of[h] = a.of[h] * g.of[h] + (b.of[h] * load_half(u->z + row + h * WORDS) + c.of[h]);
     }
-  if (dresidual) clear_rows(dresidual + block, images);
-  clear_rows(dz + block, images);
+    if (dresidual) store_row(dresidual + row, g);
+    store_row(dz + row, spread);
+  }
+  if (dresidual) clear_rows(dresidual + block, images, SIDE);
+  clear_rows(dz + block, images, SIDE);
 }
 
 static void spread_gradients(const norm_shape *shape, bf16 *dz, bf16 *dresidual, const upstream *u,
@@ -220,7 +226,7 @@ static void spread_gradients(const norm_shape *shape, bf16 *dz, bf16 *dresidual,
       for (int block = 0; block < w.blocks; block++)
         spread_block(dz, dresidual, u, at(&w, place, block), images_of(w.images, place / w.pixels),
                      factors, block * SIDE);
-    finish_rows();
+    finish_stores();
   }
 }
 
@@ -273,14 +279,17 @@ void bf16_pool_forward(int batch, int pixels, int channels, void *y, const void 
     for (int block = 0; block < w.blocks; block++) {
       bf16 *to = (bf16 *)y + at(&w, group, block);
       const int images = images_of(batch, group);
-      for (int i = 0; i < images * SIDE; i += WORDS) {
-        floats sum = {0};
+      for (int i = 0; i < images; i++) {
+        pair sum = {0};
         for (int pixel = 0; pixel < pixels; pixel++)
-          sum += load_half((const bf16 *)x + at(&w, group * pixels + pixel, block) + i);
-        store_half(to + i, sum / (float)pixels);
+          for (int h = 0; h < HALVES; h++)
+            sum.of[h] += load_half((const bf16 *)x + at(&w, group * pixels + pixel, block) +
+                                   i * SIDE + h * WORDS);
+        for (int h = 0; h < HALVES; h++) sum.of[h] /= (float)pixels;
+        store_row(to + i * SIDE, sum);
       }
-      clear_rows(to, images);
-      finish_rows();
+      clear_rows(to, images, SIDE);
+      finish_stores();
     }
 }
 
@@ -291,11 +300,13 @@ void bf16_pool_backward(int batch, int pixels, int channels, void *dx, const voi
 #pragma omp for
     for (int place = 0; place < w.places; place++)
       for (int block = 0; block < w.blocks; block++)
-        for (int i = 0; i < BLOCK; i += WORDS) { // zeros stay zeros
-          const floats value = load_half((const bf16 *)dy + at(&w, place / pixels, block) + i);
-          store_half((bf16 *)dx + at(&w, place, block) + i, value / (float)pixels);
+        for (int i = 0; i < BLOCK; i += SIDE) { // zeros stay zeros
+          const bf16 *from = (const bf16 *)dy + at(&w, place / pixels, block) + i;
+          store_row(
+              (bf16 *)dx + at(&w, place, block) + i,
+              (pair){{load_half(from) / (float)pixels, load_half(from + WORDS) / (float)pixels}});
         }
-    finish_rows();
+    finish_stores();
   }
 }
 

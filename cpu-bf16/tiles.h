@@ -4,7 +4,7 @@
 // registers of 1 KB, *tiles*: 16 rows of 64 bytes. A row is 16 floats, or 16 pairs of bf16. There is
 // little that one can do with them:
 //
-//     load, store     16 rows from or to memory
+//     load, store     16 rows from or to memory, each as far behind the one before, however far
 //     zero
 //     multiply        C += A B, TDPBF16PS: 16 x 16 sums of 32 products each, 8,192 multiply-adds
 //
@@ -40,7 +40,7 @@
 #include "blocks.h"
 #include <math.h>
 
-enum { TILE_ROWS = 16, ROW_BYTES = 64, TILE_FLOATS = 256 };
+enum { TILE_ROWS = 16, ROW_BYTES = 64 };
 
 #ifdef TILES_AMX
 
@@ -48,8 +48,9 @@ enum { TILE_ROWS = 16, ROW_BYTES = 64, TILE_FLOATS = 256 };
 
 #define WITH_TILES __attribute__((target("amx-tile,amx-bf16")))
 #define tile_zero(t) _tile_zero(t)
-#define tile_load(t, from) _tile_loadd(t, from, ROW_BYTES)
-#define tile_store(t, to) _tile_stored(t, to, ROW_BYTES)
+// step: bytes from one row in memory to the next
+#define tile_load(t, from, step) _tile_loadd(t, from, step)
+#define tile_store(t, to, step) _tile_stored(t, to, step)
 #define tile_multiply(c, a, b, rows, pairs)                                                        \
   do {                                                                                             \
     (void)(rows), (void)(pairs);                                                                   \
@@ -65,12 +66,12 @@ static inline void tile_zero(int t) {
   memset(tiles[t], 0, sizeof tiles[t]);
 }
 
-static inline void tile_load(int t, const void *from) {
-  memcpy(tiles[t], from, sizeof tiles[t]);
+static inline void tile_load(int t, const void *from, int step) {
+  for (int m = 0; m < TILE_ROWS; m++) memcpy(tiles[t][m], (const char *)from + m * step, ROW_BYTES);
 }
 
-static inline void tile_store(int t, void *to) {
-  memcpy(to, tiles[t], sizeof tiles[t]);
+static inline void tile_store(int t, void *to, int step) {
+  for (int m = 0; m < TILE_ROWS; m++) memcpy((char *)to + m * step, tiles[t][m], ROW_BYTES);
 }
 
 static inline float float_of(uint32_t bits) {

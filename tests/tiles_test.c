@@ -12,7 +12,8 @@
 // The layout. Every operation leaves zeros behind the last image and the last channel. Outputs are
 // NaN before.
 //
-// Weights. They are rounded to the nearest bf16 as they are packed.
+// Rounding. A row is rounded number by number to the nearest bf16, zero where nearer to 0 than 2^-126, in plain C and by the
+// processor's instruction, where it has one. Weights are rounded as they are packed.
 //
 // Threads. Training steps and a test leave the same bits with 1, 2 and 3 threads.
 //
@@ -33,15 +34,20 @@ enum { RUNS = 3, MOST_BLOCKS = 4, A_BLOCKS = RUNS * MOST_BLOCKS, B_BLOCKS = 2 * 
 typedef struct {
   const char *name;
   int runs, count, step; // step: blocks of B from one to the next
-  bool add;
+  bool add, reverse;
   int rows, terms;
 } product_case;
 
 static const product_case products[] = {
-    {"one pair", 1, 1, 1, false, 32, 32},      {"no pair", 0, 0, 1, false, 32, 32},
-    {"no pair, added", 0, 0, 1, true, 32, 32}, {"runs", RUNS, MOST_BLOCKS, 1, false, 32, 32},
-    {"runs, added", RUNS, 2, 2, true, 32, 32}, {"16 rows", 2, 1, 1, false, 16, 32},
-    {"5 rows", 2, 1, 1, true, 5, 32},          {"21 rows, 7 terms", 2, 2, 1, false, 21, 7},
+    {"one pair", 1, 1, 1, false, false, 32, 32},
+    {"no pair", 0, 0, 1, false, false, 32, 32},
+    {"no pair, added", 0, 0, 1, true, false, 32, 32},
+    {"runs", RUNS, MOST_BLOCKS, 1, false, false, 32, 32},
+    {"runs, added", RUNS, 2, 2, true, false, 32, 32},
+    {"runs, reversed", RUNS, 2, 2, true, true, 32, 32},
+    {"16 rows", 2, 1, 1, false, false, 16, 32},
+    {"5 rows", 2, 1, 1, true, true, 5, 32},
+    {"21 rows, 7 terms", 2, 2, 1, false, false, 21, 7},
 };
 
 typedef enum { NORMALS, SMALL, EXTREMES, KINDS } numbers;
@@ -73,10 +79,33 @@ static void list_runs(const product_case *p, block_run runs[RUNS], const bf16 *a
     runs[i] = (block_run){a + i * MOST_BLOCKS * BLOCK, b + i * 2 * MOST_BLOCKS * BLOCK, p->count};
 }
 
+// Work aside that writes down which rows it was asked for, in order.
+typedef struct {
+  side_work work;
+  int count, rows[2 * SIDE];
+} witness;
+
+static void note_rows(side_work *work, int first, int end) {
+  witness *w = (witness *)work;
+  for (int row = first; row < end && w->count < 2 * SIDE; row++) w->rows[w->count++] = row;
+}
+
+// The product, and its work aside: each row once, one after another.
 static void multiply(const multiplier *m, const product_case *p, const block_run *runs, float *c) {
+  witness w = {.work = {.do_some = note_rows}};
   m->open();
-  m->product(c, p->add, runs, p->runs, (size_t)p->step * BLOCK, p->rows, p->terms);
+  m->product(c, &(block_sum){.add = p->add,
+                             .runs = runs,
+                             .run_count = p->runs,
+                             .b_step = p->step * BLOCK,
+                             .reverse = p->reverse,
+                             .rows = p->rows,
+                             .terms = p->terms,
+                             .aside = &w.work});
   m->close();
+  bool in_order = w.count == SIDE;
+  for (int row = 0; row < SIDE; row++) in_order &= w.rows[row] == row;
+  check(in_order, "%s, %s: the work aside is done, row by row", m->name, p->name);
 }
 
 static bool same_number(float x, float y) {
@@ -90,7 +119,7 @@ static double worst_rounding(const product_case *p, const block_run *runs, const
   double worst = 0;
   for (int m = 0; m < p->rows; m++)
     for (int n = 0; n < SIDE; n++) {
-      double sum = p->add ? before[c_at(m, n)] : 0, size = fabs(sum);
+      double sum = p->add ? before[m * SIDE + n] : 0, size = fabs(sum);
       for (int i = 0; i < p->runs * p->count; i++)
         for (int k = 0; k < SIDE; k++) {
           const bf16 *b = runs[i / p->count].b + i % p->count * p->step * BLOCK;
@@ -100,7 +129,7 @@ static double worst_rounding(const product_case *p, const block_run *runs, const
           sum += term;
           size += fabs(term);
         }
-      const double error = fabs(c[c_at(m, n)] - sum);
+      const double error = fabs(c[m * SIDE + n] - sum);
       worst = larger(worst, error == 0 ? 0 : error / (0x1p-24 * size));
     }
   return worst;
@@ -136,7 +165,7 @@ static void test_amx_product(const product_case *p, numbers kind) {
   multiply(&plain_multiplier, p, runs, plain);
   multiply(&amx_multiplier, p, runs, amx);
   for (int m = 0; m < p->rows; m++)
-    for (int n = 0; n < SIDE; n++) differ += !same_number(plain[c_at(m, n)], amx[c_at(m, n)]);
+    for (int n = 0; n < SIDE; n++) differ += !same_number(plain[m * SIDE + n], amx[m * SIDE + n]);
   if (!native || !differ || kind != NORMALS)
     check(!differ, "AMX's product, %s, %s: the plain one's bits (%d of %d differ)", p->name,
           number_names[kind], differ, p->rows * SIDE);
@@ -288,6 +317,36 @@ static void test_weights_are_rounded(int in, int out) {
   release();
 }
 
+// Ties, denormals, infinities, NaNs, and any bits at all.
+static void test_rows_are_rounded(void) {
+  enum { ROWS = 2000, WAYS = 2 };
+  static const uint32_t special[] = {0x3f808000, 0x3f818000, 0x3f808001, 0x007fffff, 0x80412345,
+                                     0x00800000, 0x7f7fffff, 0x7f800000, 0x7f800001, 0xffc00000};
+  _Alignas(64) bf16 got[WAYS][SIDE];
+  int wrong[WAYS] = {0};
+  for (int row = 0; row < ROWS; row++) {
+    uint32_t bits[SIDE];
+    pair values, returned[WAYS];
+    for (int k = 0; k < SIDE; k++) bits[k] = random_bits(&stream);
+    if (row == 0) memcpy(bits, special, sizeof special);
+    memcpy(&values, bits, sizeof values);
+    returned[0] = round_row(got[0], values);
+    returned[1] = store_row(got[1], values);
+    finish_stores();
+    for (int k = 0; k < SIDE; k++) {
+      float value;
+      const uint32_t kept = bits[k] & 0x7f800000 ? bits[k] : bits[k] & 0x80000000;
+      memcpy(&value, &kept, sizeof value);
+      for (int way = 0; way < WAYS; way++)
+        wrong[way] += got[way][k] != to_bf16(value) ||
+                      !same_number(returned[way].of[k / WORDS][k % WORDS], to_float(got[way][k]));
+    }
+  }
+  check(!wrong[0], "rows rounded in plain C: to the nearest, zero below 2^-126 (%d wrong)",
+        wrong[0]);
+  check(!wrong[1], "rows rounded and stored: the same (%d wrong)", wrong[1]);
+}
+
 static void test_norm_zeros(int images, int channels) {
   const norm_shape s = {images * 6, channels, images};
   const activation_shape all = {images, 6, channels}, one = {images, 1, channels};
@@ -384,6 +443,7 @@ int main(void) {
   d = device_by_name("cpu-bf16", &e);
   omp_set_num_threads(2);
   for (size_t i = 0; i < sizeof products / sizeof *products; i++) test_plain_product(&products[i]);
+  test_rows_are_rounded();
   for (int images = 1; images <= 40; images += 39) {
     test_conv_zeros(images, 5, 40);
     test_conv_zeros(images, 3, 40);
