@@ -140,8 +140,9 @@ static bool test_is_finite(const trainer *t, const score *test, error *e) {
 // resumed from there tests once more and writes the lines.
 static bool fail_unwritten(trainer *t, error *e) {
   error unused;
-  return fail_also(e, save_run(t, &unused) ? "; the run is saved: --resume writes it and goes on"
-                                           : "; nor could the run be saved");
+  return fail_also(e, save_run(t, &unused)
+                          ? "; the run is saved: --resume writes the lines and goes on"
+                          : "; nor could the run be saved");
 }
 
 static bool train_epoch(trainer *t, error *e) {
@@ -167,6 +168,7 @@ static bool train_epoch(trainer *t, error *e) {
 
 static bool train(trainer *t, error *e) {
   const options *o = &t->options;
+  report_recipe(o);
   while (t->at.epoch < o->epochs && !process_is_to_stop())
     if (!train_epoch(t, e)) return false;
   if (t->at.epoch >= o->epochs) {
@@ -208,9 +210,9 @@ static bool run(trainer *t, error *e) {
   if (!prepare(t, e)) return false;
   if (o->eval[0]) return evaluate(t, e);
   process_catch_signals();
-  if (!report_open(&t->report, o, &t->data, t->device->name, &t->at, e)) return false;
-  report_recipe(o);
-  const bool ok = clear_the_way(t, e) && train(t, e);
+  if (!report_find(&t->report, o, e)) return false;
+  const bool ok = clear_the_way(t, e) &&
+                  report_begin(&t->report, o, &t->data, t->device->name, &t->at, e) && train(t, e);
   report_close(&t->report);
   return ok;
 }

@@ -197,6 +197,13 @@ bool checkpoint_save(const network *n, const char *directory, const char *name,
     remove(f.new_weights);
     return false;
   }
+  // The new weights are on the disk, and now their new name is: they are all there is once the resume file
+  // is replaced.
+  if (!file_sync_name(f.new_weights, e)) {
+    remove(f.new_weights);
+    remove(f.new_resume);
+    return false;
+  }
   if (!file_replace(f.new_resume, f.resume, e)) {
     // Had the resume file got its name, it would need the new weights.
     if (remove(f.new_resume) == 0) remove(f.new_weights);
@@ -414,7 +421,8 @@ bool checkpoint_set_aside(const char *directory, int *number, error *e) {
 }
 
 // A crash in checkpoint_set_aside, which moves the weights first, left them alone under .K, and the
-// resume file, which has their fingerprint, where it was: they go back to it.
+// resume file, which has their fingerprint, where it was: they go back to it. There may be gaps before K:
+// a number can be taken by a kept step alone.
 static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
   char weights[4200], resume[4200];
   bool found = false;
@@ -423,7 +431,6 @@ static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
     snprintf(resume, sizeof resume, "%s.%d", f->resume, k);
     if (!file_exists(resume) && !look_for(weights, wanted, &found, e)) return false;
     if (found) return file_replace(weights, f->weights, e);
-    if (!file_exists(weights) && !file_exists(resume)) break;
   }
   return true;
 }

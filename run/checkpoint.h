@@ -38,8 +38,9 @@
 bool checkpoint_load(network *n, const char *path, FILE *out, error *e);
 
 // Writes DIR/NAME.safetensors and DIR/NAME.resume.safetensors. `state` becomes the second file's
-// metadata. False, with a line in e and the previous files intact, when that fails; even without
-// memory, so that nothing half written is left.
+// metadata. False, with a line in e, when that fails, even without memory: the previous state is intact
+// then and nothing half written is left; or, where only the last names could not be made sure, the new
+// state is there, which checkpoint_repair brings together.
 bool checkpoint_save(const network *n, const char *directory, const char *name,
                      const metadata *state, int state_count, error *e);
 

@@ -129,8 +129,11 @@ bool directory_make(const char *path, error *e) {
   for (size_t i = 1; i <= strlen(path); i++) {
     if (path[i] != '/' && path[i] != 0) continue;
     snprintf(part, i + 1, "%s", path);
-    if (mkdir(part, 0777) != 0 && errno != EEXIST)
+    if (mkdir(part, 0777) == 0) {
+      if (!sync_directory_of(part, e)) return false;
+    } else if (errno != EEXIST) {
       return fail(e, "%s: could not be made: %s", part, strerror(errno));
+    }
   }
   return true;
 }

@@ -30,7 +30,8 @@ bool file_replace(const char *from, const char *to, error *e);
 // Has the name of a file, a new one say, reach the disk. fsync of the file alone does not.
 bool file_sync_name(const char *path, error *e);
 
-// Makes the directory and those above it that are missing, as mkdir -p does.
+// Makes the directory and those above it that are missing, as mkdir -p does, and has their names reach the
+// disk.
 bool directory_make(const char *path, error *e);
 
 // Makes the directory this process's own until it ends, however it ends: locks DIR/.lock, which stays

@@ -110,30 +110,38 @@ bool log_files_differ(const log_file *a, const log_file *b, error *e) {
 // -- Beginning and going on ------------------------------------------------------------------------
 
 // How many bytes of the file come from before the position; negative, with a line in e, where it
-// cannot be read to its end.
-static off_t length_to_keep(const log_file *f, const position *at, keep_line *keep, error *e) {
+// cannot be read to its end, or goes on for longer than a crash leaves it.
+static off_t length_to_keep(const log_file *f, const position *at, place_line *place, error *e) {
   char *line = NULL;
   size_t room = 0;
   off_t length = 0;
-  bool wanted = true;
+  line_place where = LINE_BEFORE; // the farthest line so far
+  ssize_t bytes;
   FILE *in = fopen(f->path, "r");
-  while (in && wanted) {
-    const ssize_t bytes = getline(&line, &room, in);
-    wanted = bytes > 0 && line[bytes - 1] == '\n' && keep(line, at);
-    if (wanted) length += bytes;
-    if (bytes < 0 && !feof(in)) length = -1;
+  while (in && (bytes = getline(&line, &room, in)) > 0) {
+    const line_place here = line[bytes - 1] == '\n' ? place(line, at) : LINE_BEHIND;
+    if (here > where) where = here;
+    if (where == LINE_BEFORE) length += bytes;
   }
-  if (!in) length = -1;
-  if (length < 0)
+  if (!in || !feof(in)) {
     fail(e, "%s: could not be read to its end: %s; it stays as it is", f->path, strerror(errno));
+    length = -1;
+  } else if (where == LINE_TOO_LATE) {
+    fail(e,
+         "%s: goes on behind epoch %d, in which the checkpoint is, so it is another run's or a "
+         "later "
+         "state's and stays as it is; give another %s",
+         f->path, at->epoch, f->option);
+    length = -1;
+  }
   free(line);
   if (in) fclose(in);
   return length;
 }
 
 // The rest goes in one step. There is no copy that could be cut short, or be lost with its new name.
-static bool cut(const log_file *f, const position *at, keep_line *keep, error *e) {
-  const off_t length = length_to_keep(f, at, keep, e);
+static bool cut(const log_file *f, const position *at, place_line *place, error *e) {
+  const off_t length = length_to_keep(f, at, place, e);
   if (length < 0) return false;
   return ftruncate(f->handle, length) == 0 ||
          fail(e, "%s: could not be continued: %s", f->path, strerror(errno));
@@ -168,10 +176,10 @@ static bool take_as_it_is(log_file *f, error *e) {
   return fail_to_open(f, errno, e);
 }
 
-static bool begin_file(log_file *f, const position *at, keep_line *keep, error *e) {
+static bool begin_file(log_file *f, const position *at, place_line *place, error *e) {
   struct stat status;
   if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
-  if (status.st_size > 0 && !(at->step > 0 ? cut(f, at, keep, e) : set_aside(f, e))) return false;
+  if (status.st_size > 0 && !(at->step > 0 ? cut(f, at, place, e) : set_aside(f, e))) return false;
   if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
   f->is_empty = status.st_size == 0;
   if (!f->is_empty) return true;
@@ -181,9 +189,9 @@ static bool begin_file(log_file *f, const position *at, keep_line *keep, error *
   return ok;
 }
 
-bool log_file_begin(log_file *f, const position *at, keep_line *keep, error *e) {
+bool log_file_begin(log_file *f, const position *at, place_line *place, error *e) {
   f->is_empty = at->step == 0; // of what has no length
-  if (!(f->as_it_is ? take_as_it_is(f, e) : begin_file(f, at, keep, e))) return false;
+  if (!(f->as_it_is ? take_as_it_is(f, e) : begin_file(f, at, place, e))) return false;
   f->stream = fdopen(f->handle, "w");
   return f->stream || fail(e, "%s: %s", f->path, strerror(errno));
 }

@@ -4,7 +4,9 @@
 //
 //     nothing, or an empty file   it is written
 //     an earlier file of its kind a new run moves it aside, to NAME.1 (.2, ..), and says so; a resumed
-//                                 run cuts off what came after its checkpoint, and appends
+//                                 run cuts off what came after its checkpoint, and appends. A crash
+//                                 leaves no more than an epoch there; where there is more, it is
+//                                 another run's, and refused
 //     a pipe (FIFO), a character  is appended to as it is; a pipe that nobody reads is refused, since
 //     device, or what standard    to open it would mean to wait
 //     output is already
@@ -36,8 +38,10 @@ typedef struct {
   bool is_empty; // after log_file_begin: the first line has to be written
 } log_file;
 
-// Does a line of such a file come from before the position?
-typedef bool keep_line(const char *line, const position *at);
+// Where a line of such a file stands, as seen from a position: before it; behind it, in the same epoch;
+// or in a later epoch, into which no run goes before it is saved.
+typedef enum { LINE_BEFORE, LINE_BEHIND, LINE_TOO_LATE } line_place;
+typedef line_place place_line(const char *line, const position *at);
 
 // Opens what is there, or an empty file. False, with a line in e and all as it was, for what is
 // refused. `beginning` stays the caller's.
@@ -48,9 +52,9 @@ bool log_file_find(log_file *f, const char *option, const char *path, const char
 bool log_files_differ(const log_file *a, const log_file *b, error *e);
 
 // Moves an earlier run's file aside where the run is new (step 0), else cuts off what came after `at`:
-// from the first line on that `keep` does not want, or that a crash cut short. False, with a line in e
-// and the file as it was, if it cannot be read to its end.
-bool log_file_begin(log_file *f, const position *at, keep_line *keep, error *e);
+// from the first line on that is not LINE_BEFORE, or that a crash cut short. False, with a line in e
+// and the file as it was, if a line is LINE_TOO_LATE, or the file cannot be read to its end.
+bool log_file_begin(log_file *f, const position *at, place_line *place, error *e);
 
 // After each line. False, with a line in e, if it could not be written; the stream is closed then.
 bool log_file_written(log_file *f, error *e);

@@ -30,7 +30,8 @@ random_stream random_open(uint64_t seed, random_purpose purpose, uint32_t epoch,
 uint32_t random_bits(random_stream *stream) {
   if (!stream->unread) {
     philox(stream->counter, stream->key, stream->block);
-    stream->counter[0]++; // 2^34 numbers a stream; the longest (a weight tensor) takes 2^22
+    stream->counter
+        [0]++; // 2^34 numbers a stream; the longest, a weight tensor at width 64, takes 2^22
     stream->unread = 4;
   }
   return stream->block[4 - stream->unread--];
@@ -64,7 +65,7 @@ double random_normal(random_stream *stream) {
 // The logarithm of a Gamma(alpha, 1) number. Marsaglia and Tsang (2000), "A simple method for
 // generating gamma variables": a cubed normal, rejected about one time in twenty; for alpha < 1,
 // Gamma(alpha) = Gamma(alpha + 1) * U^(1/alpha). The logarithm, because U^(1/alpha) underflows for
-// small alpha: at alpha = 0.001 more than half of all numbers are below the smallest double.
+// small alpha: at alpha = 0.001 nearly half of all numbers are below the smallest double.
 static double log_gamma_number(random_stream *stream, double alpha) {
   if (alpha < 1) return log_gamma_number(stream, alpha + 1) + log(random_double(stream)) / alpha;
   const double d = alpha - 1.0 / 3, c = 1 / sqrt(9 * d);

@@ -26,16 +26,22 @@ double clock_seconds(void) {
 
 // -- Opening the files ---------------------------------------------------------------------------
 
-static bool keep_row(const char *line, const position *at) {
-  int epoch;
-  return sscanf(line, "%d,", &epoch) != 1 || epoch < at->epoch; // the headings have no number
+static line_place place_epoch(int epoch, const position *at) {
+  return epoch < at->epoch ? LINE_BEFORE : epoch == at->epoch ? LINE_BEHIND : LINE_TOO_LATE;
 }
 
-static bool keep_record(const char *line, const position *at) {
+static line_place place_row(const char *line, const position *at) {
+  int epoch;
+  if (sscanf(line, "%d,", &epoch) != 1) return LINE_BEFORE; // the headings have no number
+  return place_epoch(epoch, at);
+}
+
+static line_place place_record(const char *line, const position *at) {
   int epoch;
   long long step;
-  if (sscanf(line, "{\"epoch\":%d,\"step\":%lld", &epoch, &step) == 2) return step <= at->step;
-  return sscanf(line, "{\"epoch\":%d,", &epoch) != 1 || epoch < at->epoch;
+  const int found = sscanf(line, "{\"epoch\":%d,\"step\":%lld", &epoch, &step);
+  if (found < 1 || (found == 2 && step <= at->step)) return LINE_BEFORE;
+  return place_epoch(epoch, at);
 }
 
 const char *report_kind_of_data(const dataset *data) {
@@ -73,26 +79,25 @@ static int terminal_columns(void) {
   return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 
-// Both files are looked at before either is changed.
-static bool open_files(report *r, const options *o, const position *at, error *e) {
-  return (!o->log[0] || log_file_find(&r->log, "--log", o->log, csv_headings, o, e)) &&
-         (!o->trace[0] || log_file_find(&r->trace, "--trace", o->trace, trace_beginning, o, e)) &&
-         (!o->log[0] || !o->trace[0] || log_files_differ(&r->log, &r->trace, e)) &&
-         (!o->log[0] || log_file_begin(&r->log, at, keep_row, e)) &&
-         (!o->trace[0] || log_file_begin(&r->trace, at, keep_record, e));
+bool report_find(report *r, const options *o, error *e) {
+  *r = (report){.columns = terminal_columns()};
+  const bool ok =
+      (!o->log[0] || log_file_find(&r->log, "--log", o->log, csv_headings, o, e)) &&
+      (!o->trace[0] || log_file_find(&r->trace, "--trace", o->trace, trace_beginning, o, e)) &&
+      (!o->log[0] || !o->trace[0] || log_files_differ(&r->log, &r->trace, e));
+  if (!ok) report_close(r);
+  return ok;
 }
 
-bool report_open(report *r, const options *o, const dataset *data, const char *device,
-                 const position *at, error *e) {
-  *r = (report){.columns = terminal_columns(), .begun = clock_seconds(), .begun_step = at->step};
-  bool ok = open_files(r, o, at, e);
+bool report_begin(report *r, const options *o, const dataset *data, const char *device,
+                  const position *at, error *e) {
+  r->begun = clock_seconds();
+  r->begun_step = at->step;
+  const bool ok = (!o->log[0] || log_file_begin(&r->log, at, place_row, e)) &&
+                  (!o->trace[0] || log_file_begin(&r->trace, at, place_record, e));
   if (ok && r->log.is_empty) fputs(csv_headings, r->log.stream);
   if (ok && r->trace.is_empty) trace_run(r->trace.stream, o, data, device);
-  ok = ok && log_file_written(&r->log, e) && log_file_written(&r->trace, e);
-  if (ok) return true;
-  log_file_close(&r->log);
-  log_file_close(&r->trace);
-  return false;
+  return ok && log_file_written(&r->log, e) && log_file_written(&r->trace, e);
 }
 
 // A line that the next one overwrites; other output first clears it.

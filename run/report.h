@@ -30,10 +30,14 @@ double clock_seconds(void); // seconds on a clock that only goes forward
 // cifar10, stand-in or unknown: as a log names its data.
 const char *report_kind_of_data(const dataset *data);
 
-// Opens the log and the trace, and writes their first lines (run/log_files.h). False, with a line in e
-// and both as they were, if one of them is refused.
-bool report_open(report *r, const options *o, const dataset *data, const char *device,
-                 const position *at, error *e);
+// Looks at the log and the trace, and opens them (run/log_files.h). False, with a line in e and both as
+// they were, if one of them is refused.
+bool report_find(report *r, const options *o, error *e);
+
+// Behind it, and behind clear_the_way (run/trainer.h): moves an earlier run's log and trace aside, or goes
+// on with this run's, and writes their first lines. False, with a line in e, if that is not possible.
+bool report_begin(report *r, const options *o, const dataset *data, const char *device,
+                  const position *at, error *e);
 void report_close(report *r);
 
 // Has every line so far reach the disk. Before a checkpoint is saved: a run resumed from it goes on

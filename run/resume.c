@@ -60,13 +60,24 @@ bool save_run(trainer *t, error *e) {
   return true;
 }
 
+// An epoch that was begun is a part of the weights. A run that ended before it would say so many epochs,
+// and mean these and some steps.
+static bool is_not_beyond_its_end(const trainer *t, error *e) {
+  const position *at = &t->at;
+  return at->epoch < t->options.epochs || at->step_in_epoch == 0 ||
+         fail(e,
+              "--epochs %d: the run was saved after step %d of its epoch %d (the first is 0); give "
+              "at least %d",
+              t->options.epochs, at->step_in_epoch, at->epoch, at->epoch + 1);
+}
+
 bool read_resume(trainer *t, safetensors *resume, error *e) {
   const char *directory = t->options.checkpoint;
   // Where there is no directory, none is made: checkpoint_read_resume says that nothing is there.
   return (!file_exists(directory) || checkpoint_claim(directory, e)) &&
          checkpoint_read_resume(directory, resume, e) &&
          options_from_metadata(&t->options, resume, stdout, e) &&
-         position_from_metadata(&t->at, resume, e);
+         position_from_metadata(&t->at, resume, e) && is_not_beyond_its_end(t, e);
 }
 
 bool resume_run(trainer *t, const safetensors *resume, error *e) {

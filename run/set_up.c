@@ -18,22 +18,24 @@ bool take_width_from(const char *path, options *o, error *e) {
   return true;
 }
 
-// Before anything is allocated, so that the answer can be a batch that fits.
+// Before anything is allocated, so that the answer can be a batch that fits. Images take memory in whole
+// blocks (device.h).
 static bool enough_memory(const network *n, size_t data_bytes, error *e) {
   const device *d = n->device;
   const double have = d->free_bytes
                           ? (double)d->free_bytes()
                           : (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
   const char *where = d->free_bytes ? "the GPU has free" : "this machine has";
-  const double fixed = (double)(network_bytes(n) + data_bytes) -
-                       (double)n->max_batch * (double)network_bytes_per_image(n);
-  const double fits = (have - fixed) / (double)network_bytes_per_image(n);
+  const double block = d->block, block_bytes = block * (double)network_bytes_per_image(n);
+  const double fixed =
+      (double)(network_bytes(n) + data_bytes) - ceil(n->max_batch / block) * block_bytes;
+  const double fits = floor((have - fixed) / block_bytes) * block;
   if (fits >= n->max_batch) return true;
   if (fits < 1)
     return fail(e, "--width %d does not fit, at any --batch, into the %.1f GiB that %s", n->width,
                 have / 0x1p30, where);
   return fail(e, "--batch %d needs %.1f GiB and %s %.1f GiB; --batch %.0f would fit", n->max_batch,
-              (double)(network_bytes(n) + data_bytes) / 0x1p30, where, have / 0x1p30, floor(fits));
+              (double)(network_bytes(n) + data_bytes) / 0x1p30, where, have / 0x1p30, fits);
 }
 
 static void print_heading(const trainer *t, const network *planned, size_t data_bytes) {

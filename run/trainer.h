@@ -17,8 +17,8 @@
 enum { MOST_QUEUED = 50 };
 
 // Operations that the device has recorded: with the full batch and the short last one, in training and in
-// testing, of the test images and of the training images.
-enum { MOST_RECORDED = 6 };
+// testing.
+enum { MOST_RECORDED = 4 };
 typedef struct {
   void (*operations)(void *trainer);
   int count; // images
@@ -82,8 +82,9 @@ bool save_as(trainer *t, const char *name, error *e);
 // --init and --eval: the weights of a file. False, with a line in e, unless all of them are finite.
 bool load_weights(trainer *t, const char *path, error *e);
 
-// A new run's: moves an earlier run's checkpoints out of its way, and says so. Before the first step, as
-// report_open does with log and trace, so that the files which stand together are of one run.
+// A new run's: moves an earlier run's checkpoints out of its way, and says so. Before the first step, so
+// that the files which stand together are of one run; and before report_begin does it with log and trace:
+// a run killed between the two must not leave a checkpoint from which --resume would go on without its log.
 bool clear_the_way(trainer *t, error *e);
 
 // The run's checkpoint.

@@ -1,8 +1,9 @@
 // crash_test.c - that no save can cost the last good checkpoint: not a full disk, not a name that is
 // taken, not kill -9, not a power cut.
 //
-// A save comes down to six calls: fsync of the new weights, fsync of the new resume file, a rename
-// of each over the old one, and an fsync of the directory behind each rename. This file puts its own
+// A save comes down to seven calls: fsync of the new weights, fsync of the new resume file, fsync of the
+// directory, which has their new names, a rename of each over the old one, the resume file first, and an
+// fsync of the directory behind each rename. This file puts its own
 // fsync() and rename() in front of the C library's, so that it can write down their order, fail at
 // each in turn, and kill -9 the process at each in turn; then it looks at what a resumed run would
 // find: the state before or the state after, to the bit. Since such a test covers only moments that
@@ -47,8 +48,10 @@ static void test_order(void) {
   error e = {""};
   begin_with_a();
   watch_for(NOTHING, 0);
-  check(save(&b, &e) && !strcmp(watch.order, "ffrdwd"),
-        "order: both files reach the disk, then the resume file's name, then the weights': %s %s",
+  check(save(&b, &e) && !strcmp(watch.order, "ffdrdwd"),
+        "order: both files and their new names reach the disk, then the resume file gets its name, "
+        "then the "
+        "weights: %s %s",
         watch.order, e.text);
   check(nothing_new_left(), "and no temporary file is left");
 }
@@ -62,7 +65,7 @@ static void test_kill_at_each_call(void) {
     watch_for(DIE_THERE, at);
     done = save_in_child(&b);
     watch_for(NOTHING, 0);
-    const char found = state_found(&e), wanted = at <= 3 ? 'a' : 'b';
+    const char found = state_found(&e), wanted = at <= 4 ? 'a' : 'b';
     check(found == wanted, "killed at call %d: state %c, wanted %c %s", at, found, wanted, e.text);
     check(state_found(&e) == wanted && file_exists(scratch_path(WEIGHTS)),
           "and again the next time, %s in place", WEIGHTS);
@@ -81,7 +84,7 @@ static void test_kill_in_first_save(void) {
     scratch_empty(scratch_directory);
     done = save_in_child(&b);
     watch_for(NOTHING, 0);
-    const char found = state_found(&e), wanted = at <= 3 ? '-' : 'b';
+    const char found = state_found(&e), wanted = at <= 4 ? '-' : 'b';
     check(found == wanted, "killed at call %d of the first save: %c, wanted %c %s", at, found,
           wanted, e.text);
   }
@@ -89,16 +92,16 @@ static void test_kill_in_first_save(void) {
 
 // An error of the disk at each call.
 static void test_failure_at_each_call(void) {
-  for (int at = 1; at <= 6; at++) {
+  for (int at = 1; at <= 7; at++) {
     error e;
     begin_with_a();
     watch_for(FAIL_THERE, at);
     const bool ok = save(&b, &e);
     watch_for(NOTHING, 0);
     check_refused(ok, &e, "a save with an error of the disk", scratch_directory, strerror(EIO));
-    const char found = state_found(&e), wanted = at <= 3 ? 'a' : 'b';
+    const char found = state_found(&e), wanted = at <= 4 ? 'a' : 'b';
     check(found == wanted, "at call %d: state %c, wanted %c %s", at, found, wanted, e.text);
-    if (at <= 3) check(nothing_new_left(), "and no temporary file is left");
+    if (at <= 4) check(nothing_new_left(), "and no temporary file is left");
   }
 }
 
@@ -152,7 +155,7 @@ static void test_set_aside_after_crash(void) {
   error e = {""};
   int number = 0;
   begin_with_a();
-  watch_for(DIE_THERE, 5);
+  watch_for(DIE_THERE, 6);
   save_in_child(&b);
   watch_for(NOTHING, 0);
   check(checkpoint_repair(scratch_directory, &e) &&
@@ -184,17 +187,28 @@ static bool save_over(void) {
   return checkpoint_set_aside(scratch_directory, &number, &e) && save(&b, &e);
 }
 
-// kill -9 at each call of that: 1 to 4 move a away, 5 to 10 save b. After the next start a's two files
-// are together, and what stands under the names is a or b as a whole; the new run's next attempt ends
-// well. `taken`: an earlier pair's numbers are in use already, by one file each.
-static void test_kill_in_set_aside(bool taken) {
+// Which names are in use already, when state a is moved aside.
+typedef enum {
+  NONE_TAKEN,
+  ONE_OF_EACH, // .1 by weights, .2 by a resume file: a goes to .3
+  BY_A_STEP    // .1 by a kept step alone, and there is a kept step to be moved first: all go to .2
+} taken_names;
+
+// kill -9 at each call of that: 1 to 4 move a away (a kept step is two more, before them), seven more save
+// b. After the next start a's two files are together, and what stands under the names is a or b as a
+// whole; the new run's next attempt ends well.
+static void test_kill_in_set_aside(taken_names taken) {
+  static const char *const endings[] = {".1", ".3", ".2"};
+  const int before = taken == BY_A_STEP ? 2 : 0;
   bool done = false;
   for (int at = 1; !done && at <= 20; at++) {
     error e = {""};
     if (!begin_with_a()) return;
     const uint64_t weights = fingerprint_of(WEIGHTS), resume = fingerprint_of(RESUME);
-    if (taken) scratch_write(scratch_path(WEIGHTS ".1"), "other", 5);
-    if (taken) scratch_write(scratch_path(RESUME ".2"), "other", 5);
+    if (taken == ONE_OF_EACH) scratch_write(scratch_path(WEIGHTS ".1"), "other", 5);
+    if (taken == ONE_OF_EACH) scratch_write(scratch_path(RESUME ".2"), "other", 5);
+    if (taken == BY_A_STEP) scratch_write(scratch_path("step-000001.safetensors"), "kept", 4);
+    if (taken == BY_A_STEP) scratch_write(scratch_path("step-000001.safetensors.1"), "other", 5);
     watch_for(DIE_THERE, at);
     const pid_t child = fork();
     if (child == 0) _exit(!save_over());
@@ -203,8 +217,8 @@ static void test_kill_in_set_aside(bool taken) {
     done = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     watch_for(NOTHING, 0);
     const char found = state_found(&e), *where = where_a_is(weights, resume);
-    const char wanted = at <= 3 ? 'a' : at <= 7 ? '-' : 'b';
-    const char *ending = at <= 3 ? "" : taken ? ".3" : ".1";
+    const char wanted = at <= before + 3 ? 'a' : at <= before + 8 ? '-' : 'b';
+    const char *ending = at <= before + 3 ? "" : endings[taken];
     check(found == wanted && where && !strcmp(where, ending),
           "killed at call %d over an earlier run: %c, a's files under \"%s\" %s", at, found,
           where ? where : "(apart)", e.text);
@@ -446,8 +460,7 @@ int main(void) {
   test_damage_at_each_file();
   test_no_memory();
   test_set_aside_after_crash();
-  test_kill_in_set_aside(false);
-  test_kill_in_set_aside(true);
+  for (taken_names taken = NONE_TAKEN; taken <= BY_A_STEP; taken++) test_kill_in_set_aside(taken);
   test_failure_in_set_aside();
   test_unreadable();
   test_unwritable();

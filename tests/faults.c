@@ -18,7 +18,7 @@
 //     unless it was killed, a status that is not 0 comes with exactly one line on stderr
 //     0 means: output, weights, momentum, log and trace are those of a run without a fault
 //     the checkpoint's files are, to the bit, ones that a run without a fault has saved
-//     of an earlier run nothing is lost
+//     of an earlier run nothing is lost, and where its checkpoint stands, its log and trace do
 //     the same command again, with --resume where there is a checkpoint of the run, ends with the
 //     same weights, momentum, log and trace as if nothing had happened; then the two files of the
 //     earlier run's checkpoint stand together under one suffix, and no .new is left
@@ -257,6 +257,9 @@ static bool is_sound(const run *r, const snapshot *s, verdict *v) {
     if (strcmp(earlier->files[i].name, "out") && strcmp(earlier->files[i].name, "err") &&
         !holds(s, earlier->files[i].print))
       WRONG("of the earlier run %s is lost", earlier->files[i].name);
+  if (r == &runs[2] && same(s, earlier, RESUME) &&
+      (!same(s, earlier, "log.csv") || !same(s, earlier, "trace.jsonl")))
+    WRONG("the earlier run could go on, without its log or trace");
   return true;
 }
 

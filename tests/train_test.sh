@@ -145,6 +145,9 @@ for signal in INT TERM HUP; do
   check "SIG$signal: saves, says how to go on, exit status $status" $?
   [ "$(grep -c '"step"' $signal.jsonl)" -eq $((19 * epoch + step)) ] && [ "$(wc -l <$signal.csv)" -eq $((1 + epoch)) ]
   check "it came in the middle of epoch $epoch, after its step $step of 19, with all rows so far" $?
+  "$train" $finer --checkpoint $signal --resume --epochs $epoch >short.out 2>short.err
+  [ $? -eq 1 ] && ! grep -q '^done' short.out && grep -q "^train: --epochs $epoch: .* give at least $((epoch + 1))$" short.err
+  check "it is not done after $epoch epochs, and says so" $?
   epochs=$((epoch + 2)) whole=whole$((epoch + 2))
   [ -e $whole ] || "$train" $finer --epochs $epochs --checkpoint $whole --log $whole.csv --trace $whole.jsonl >/dev/null
   "$train" $finer --checkpoint $signal --log $signal.csv --trace $signal.jsonl --resume --epochs $epochs >/dev/null 2>&1
@@ -382,6 +385,11 @@ refuse 1 'give another --log' --data data --checkpoint kept --resume --log old.c
 refuse 1 'give another --trace' --data data --checkpoint kept --resume --trace old.trace
 cmp -s old.csv old.copy && cmp -s old.trace old.copy
 check "a log or trace that is not this program's is left as it is" $?
+cp $whole.csv long.csv && cp $whole.jsonl long.jsonl # of three epochs or more
+refuse 1 'long.csv: goes on behind epoch 1' --data data --checkpoint kept --resume --log long.csv
+refuse 1 'long.jsonl: goes on behind epoch 1' --data data --checkpoint kept --resume --trace long.jsonl
+cmp -s $whole.csv long.csv && cmp -s $whole.jsonl long.jsonl
+check "nor is one cut back that has more than a crash leaves" $?
 sed 's/"step":"[0-9]*/&z/' kept/resnet18_cifar10.resume.safetensors >damaged.resume
 mkdir damaged && cp damaged.resume damaged/resnet18_cifar10.resume.safetensors
 refuse 1 'damaged' --data data --checkpoint damaged --resume
