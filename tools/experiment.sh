@@ -74,16 +74,18 @@ train_one() { # DIRECTORY OPTION..
   local directory=$1 resume=
   shift
   [ -e "$directory/resnet18_cifar10.resume.safetensors" ] && resume=--resume
-  [ -n "$resume" ] || rm -f "$directory/log.csv"
   "$train" --data "$data" "$@" --checkpoint "$directory" --log "$directory/log.csv" $resume \
     >>"$directory/output" 2>&1
 }
 
 # Of a run's options those that concern a test: the weights' file says the rest.
-test_options() { # OPTION VALUE..
-  for (( ; $# > 1; )); do
-    case $1 in --train-images | --batch | --smoothing | --device | --threads) echo "$1 $2" ;; esac
-    shift 2
+test_options() { # --OPTION VALUE or --OPTION=VALUE..
+  for (( ; $# > 0; )); do
+    case $1 in
+    --train-images=* | --batch=* | --smoothing=* | --device=* | --threads=*) echo "$1" ;;
+    --train-images | --batch | --smoothing | --device | --threads) echo "$1 ${2:-}" ;;
+    esac
+    shift
   done
 }
 
@@ -99,7 +101,7 @@ evaluate_one() { # DIRECTORY OPTION..
 } >>"$1/output" 2>&1
 
 one() { # VARIANT SEED
-  local options directory=$results/$1-$2
+  local options directory=$results/$1-$2 share=$((processors > jobs ? processors / jobs : 1))
   options="$recipe_options $(options_of "$1" "$variants") --seed $2 ${ARGS:-}" ||
     fail "no variant is called $1"
   mkdir -p "$directory" || fail "$directory: cannot be made"
@@ -108,8 +110,8 @@ one() { # VARIANT SEED
     fail "$directory was begun with other options; give RESULTS=DIR, or remove it"
   [ -e "$directory/train.csv" ] && return
   exec {lock}>"$directory/lock" && flock -n "$lock" || fail "$directory: another process is at it"
-  train_one "$directory" $options --threads $((processors > jobs ? processors / jobs : 1)) &&
-    evaluate_one "$directory" $options || fail "$1 $2: $(tail -n 1 "$directory/output")"
+  train_one "$directory" --threads $share $options &&
+    evaluate_one "$directory" --threads $share $options || fail "$1 $2: $(tail -n 1 "$directory/output")"
   clear_line
   printf '%-9s seed %d: test accuracy %.2f %%\n' "$1" "$2" \
     "$(awk -F, 'NR == 2 { print 100 * $3 }' "$directory/test.csv")"
@@ -153,7 +155,7 @@ all() {
   return $((status != 0))
 }
 
-# Mean and, of several seeds, the standard deviation of one figure in the files of a variant.
+# Mean and, of several seeds, the standard deviation of one figure in the files of a variant's complete runs.
 mean_of() { # VARIANT FILE COLUMN FACTOR FORMAT
   awk -F, -v name="$3" -v factor="$4" -v format="$5" '
     FNR == 1 { for (i = 1; i <= NF; i++) if ($i == name) column = i }
@@ -163,7 +165,7 @@ mean_of() { # VARIANT FILE COLUMN FACTOR FORMAT
       if (n > 1) printf format " ± " format, sum / n, sqrt(variance)
       else if (n) printf format, sum / n
       else printf "-"
-    }' $(ls "$results/$1"-*/"$2" 2>/dev/null) </dev/null
+    }' $(ls "$results/$1"-*/train.csv 2>/dev/null | sed "s/train.csv$/$2/") </dev/null
 }
 
 # As Markdown. Every run that was begun is in it, or named below it.
@@ -180,7 +182,7 @@ table() {
       "$(mean_of $variant train.csv accuracy 100 %.2f) |"
   done
   for run in "$results"/*-*; do
-    [ -e "$run/log.csv" ] && [ ! -e "$run/train.csv" ] &&
+    [ -d "$run" ] && [ ! -e "$run/train.csv" ] &&
       echo "not complete: ${run##*/}, $(epochs_in "$run") of $(epochs_asked) epochs"
   done
   return 0
