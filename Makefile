@@ -315,6 +315,8 @@ bench: export OMP_WAIT_POLICY := passive
 bench: export MALLOC_MMAP_MAX_ := 0
 bench: export MALLOC_TRIM_THRESHOLD_ := 8589934592
 bench: export MALLOC_TOP_PAD_ := 268435456
+# Pages of 2 MB, for which our CPU devices ask (reference/device.c): PyTorch does only with this.
+bench: export THP_MEM_ALLOC_ENABLE := 1
 bench: $(BUILD)/bench/bench
 	@python=$(PYTHON); $(PYTHON) -c 'import torch' 2>/dev/null || { python=; \
 	  echo 'no PyTorch to compare with: pip install torch, or PYTHON=.. where it is installed'; }; \

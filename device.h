@@ -141,8 +141,8 @@ typedef struct {
 typedef struct norm_below {
   norm_arrays norm;
   const void *z; // what was normalised
-  // What came out, x itself, and its mask where the device keeps masks (fusions), which then reads that
-  // alone. Both NULL where no residual was added: z tells as much.
+  // What came out, which is x; and its mask, where the device keeps masks (fusions): then it reads the mask,
+  // and not y. Both are NULL where no residual was added: there z and norm tell where x is above zero.
   const void *y;
   const uint8_t *mask;
   real *dgamma, *dbeta; // written on the way back
@@ -417,7 +417,8 @@ const device *cpu_device(void);       // cpu/device.c
 
 // "reference", "cpu", "cpu-bf16", "simt", "cuda", with "-plain" behind the last two for the plain
 // kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and the
-// kernel permits it, else cpu. NULL, with a line in e: it cannot be had.
+// kernel permits it, else cpu. NULL, with a line in e: it cannot be had. Any other name counts as auto:
+// device_name_is_known tells.
 // run/devices.c
 const device *device_by_name(const char *name, error *e);
 bool device_name_is_known(const char *name);

@@ -40,10 +40,10 @@ typedef struct unit {
   int weight, gamma, beta; // positions in the network's parameters.list
   int mean, variance;      // positions in statistics_list
   const void *x;           // what the convolution read: the input or another unit's y
-  // In training, the unit whose output is x, or is the residual, where that unit leaves out its y: it is
-  // computed from its z. Else NULL.
+  // Training need not store every y (device.h). x_from: the unit whose output is x, if that y is not stored;
+  // the convolution then computes x from that unit's z. residual_from: the same of the residual. NULL: stored.
   const struct unit *x_from, *residual_from;
-  void *z;       // the convolution's output, in training  [B][P][Q][Cout]
+  void *z;       // the convolution's output, in training  [B][out_height][out_width][Cout]
   void *y;       // after norm, residual sum and ReLU, same shape
   uint8_t *mask; // where a y with a residual is above zero, if the device keeps masks; else NULL
   // Of a block's b: the block's shortcut, where the device takes both norms back together; else NULL.

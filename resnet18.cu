@@ -37,8 +37,8 @@
 // A y without a residual is a multiply-add away from z. So who reads it can read z and make y of it on the
 // way: inside a block the second convolution and its weight gradient (gpu/norm.h, normalise_eight), of a
 // shortcut the kernel below that adds it, of the stem all three. Then z is not read to be normalised and y is
-// not written: of six trips four are left, and 189 MB and 12 launches less in a step. What training
-// still stores is the blocks' outputs.
+// not written: of six trips four are left, and 189 MB and 12 launches less in a step. Of the y,
+// training still stores those of the blocks' outputs; of the z, all.
 //
 // Of those, the mask wants one bit each, not the 16 of y. So the kernel that stores y stores its bits beside
 // it, and the trip of y on the way back is a trip of a sixteenth of it: 53 MB less. And a shortcut's norm has
@@ -270,7 +270,7 @@ static void spread_values(const norm_shape *shape, const upstream &u, const way_
 //     the strips  partial[strip][2][channels] in workspace     by the last block, in order, double
 //
 // Only the first 64 additions are in float: an error of at most 64 x 2^-24 = 4e-6 of the sum of the
-// terms' sizes, usually ten times less, and less than the 2^-8 that rounding each dy to bf16 has
+// terms' sizes, usually ten times less, and less than the 2^-9 that rounding each dy to bf16 has
 // cost before. How pixels are cut depends on the shape alone, not on the GPU: every GPU gets the
 // same bits.
 

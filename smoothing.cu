@@ -141,7 +141,7 @@ static void cross_entropy_plain(int batch, float smoothing, real *dlogits, step_
 enum { MOST_THREADS = 1024 };
 
 static __global__ void __launch_bounds__(MOST_THREADS) all_images(loss_arguments a) {
-  // One store writes a result.
+  // Aligned, so that one store of 16 bytes writes a result.
   alignas(16) __shared__ step_result of_warp[MOST_THREADS / LANES];
   const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   step_result sum = {0, 0};

@@ -1,5 +1,5 @@
-// bench.c - how fast a device is: every operation of a training step beside what the machine could
-// do at most, and whole steps beside PyTorch's.
+// bench.c - how fast a device is: the operations of a training step, one by one, beside what the machine
+// could do at most, and whole steps beside PyTorch's.
 //
 //     make bench                     the `cpu` device; PYTHON=python3: one that can import torch;
 //                                    BENCH_DEVICE=cpu-bf16 or cuda: beside PyTorch in bf16
@@ -7,33 +7,34 @@
 //
 // Operations. Time is the least of several runs, as the peaks are the most of several. GFLOP/s counts
 // a multiplication and an addition for each weight that meets a pixel inside or outside the image,
-// as if convolution were done directly: Winograd's method can be above the machine's peak. GB/s
+// as if convolution were done directly: Winograd's method can be above the machine's peak. cpu-bf16 leaves
+// out what meets a pixel outside, and there it is not counted (of 3x3 on 4x4 pixels it would be 31 %). GB/s
 // counts each operand once, as if caches were perfect. The peaks are measured first: multiply-adds in
 // registers, and c = a + b on arrays that fit no cache; of cpu-bf16, products of blocks from the first
 // cache. "of peak" is the larger of the two shares.
+// A device that does several operations at once (fusions in device.h) has kernels that are not measured here
+// by themselves: of these, whole steps tell.
 // On a GPU that cards.h knows, a time below its bound there is an error of measurement, and a failure.
 //
 // Whole steps. Ours and PyTorch's run in processes of their own (workers) that answer "train 3" or
 // "eval 3" with the seconds it took, on the clock and of the processors. They are asked in turn, so
 // that both see the same machine, and each round gives one ratio of each: the clock's is what
-// counts; the processors' is less disturbed by other programs. The threads of both sleep while they
+// counts; the processors' is less disturbed by other programs. PyTorch trains and tests in a process each,
+// with the setting that was fastest at that (torch_bench.py). The threads of both sleep while they
 // wait (OMP_WAIT_POLICY=passive, set by make): spinning threads are a little faster on an idle
-// machine and ten times slower on a busy one. Peak memory is each process's largest resident size,
-// PyTorch's libraries included.
-#define _GNU_SOURCE // pipe2, wait4
+// machine and ten times slower on a busy one. Peak memory is the largest resident size of the process that
+// trains, PyTorch's libraries included; ours tests as well.
+#define _GNU_SOURCE // pipe2, in worker.h
 #include "cards.h"
 #include "cpu/conv.h"
 #include "network.h"
 #include "peaks.h"
+#include "worker.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <omp.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 enum { BATCH = 128, IMAGES = 1024, ROUNDS = 7 };
 
@@ -50,11 +51,6 @@ static int by_value(const void *a, const void *b) {
 static double median(double *values, int count) {
   qsort(values, (size_t)count, sizeof *values, by_value);
   return (values[(count - 1) / 2] + values[count / 2]) / 2;
-}
-
-__attribute__((noreturn)) static void stop(const char *what) {
-  fprintf(stderr, "bench: %s\n", what);
-  exit(1);
 }
 
 // -- A network with a batch in it ------------------------------------------------------------------
@@ -189,6 +185,19 @@ static void run(bench *b, operation o, unit *u) {
   if (o == UPDATE) update(b);
 }
 
+// Of the taps of a convolution's pixels, the share that meets a pixel inside the image. Rows and columns are
+// alike.
+static double share_inside(const conv_shape *s) {
+  int inside = 0;
+  for (int out = 0; out < s->out_height; out++)
+    for (int tap = 0; tap < s->kernel; tap++) {
+      const int in = out * s->stride + tap - s->kernel / 2;
+      inside += in >= 0 && in < s->in_height;
+    }
+  const double share = (double)inside / (s->out_height * s->kernel);
+  return share * share;
+}
+
 // Floating-point operations, as if done directly, and bytes, each operand once.
 static void count_work(const bench *b, operation o, const unit *u, double *flops, double *bytes) {
   const double parameters = (double)b->n.parameters.count, activation = (double)d->activation_bytes;
@@ -198,7 +207,8 @@ static void count_work(const bench *b, operation o, const unit *u, double *flops
     const double x = (double)s->batch * s->in_height * s->in_width * s->in_channels;
     const double y = (double)s->batch * s->out_height * s->out_width * s->out_channels;
     const double filter = (double)s->kernel * s->kernel * s->in_channels;
-    if (o <= CONV_NORM_INFERENCE) *flops = 2 * y * filter, *bytes = (x + y) * activation;
+    const double taps = strcmp(d->name, "cpu-bf16") ? 1 : share_inside(s); // that it does
+    if (o <= CONV_NORM_INFERENCE) *flops = 2 * y * filter * taps, *bytes = (x + y) * activation;
     const double element =
         d->rounded_weight_bytes && o != CONV_WEIGHT ? d->rounded_weight_bytes : sizeof(real);
     if (o <= CONV_NORM_INFERENCE) *bytes += filter * s->out_channels * element;
@@ -278,7 +288,8 @@ static void report_operations(int width) {
       if (!seen) report_operation(&b, o, u, times, &total);
     }
   for (operation o = MIX; o <= UPDATE; o++) report_operation(&b, o, NULL, 1, &total);
-  printf("together %.1f ms a training step: %.0f images/s\n", 1e3 * total, BATCH / total);
+  printf("together %.1f ms a training step, one by one: %.0f images/s%s\n", 1e3 * total,
+         BATCH / total, d->fused ? "; a step does several at once" : "");
   fprintf(json, "\n  ],\n");
   network_free(&b.n);
 }
@@ -302,70 +313,20 @@ static void work(int width) {
   }
 }
 
-typedef struct {
-  pid_t process;
-  FILE *to, *from;
-  char name[200];
-} worker;
-
-static void next_line(worker *w, char *line, int size) {
-  if (!fgets(line, size, w->from)) line[0] = 0;
-  line[strcspn(line, "\n")] = 0;
-}
-
-static worker start_worker(const char *const *command) {
-  int to[2], from[2];
-  // Without O_CLOEXEC the next worker would hold this one's input open for ever.
-  if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) stop("no pipe");
-  fflush(NULL);
-  worker w = {.process = fork()};
-  if (w.process < 0) stop("no process");
-  if (w.process == 0) {
-    dup2(to[0], 0), dup2(from[1], 1);
-    execvp(command[0], (char *const *)command);
-    _exit(127);
-  }
-  close(to[0]), close(from[1]);
-  w.to = fdopen(to[1], "w"), w.from = fdopen(from[0], "r");
-  if (!w.to || !w.from) stop("no stream");
-  next_line(&w, w.name, sizeof w.name);
-  return w;
-}
-
-typedef struct {
-  double clock, cpu; // seconds
-} duration;
-
-static duration ask(worker *w, const char *mode, int steps) {
-  char line[100];
-  duration took;
-  fprintf(w->to, "%s %d\n", mode, steps);
-  fflush(w->to);
-  next_line(w, line, sizeof line);
-  if (sscanf(line, "%lf %lf", &took.clock, &took.cpu) != 2) stop("a worker gave up");
-  return took;
-}
-
-// Ends a worker; its peak resident size in MiB.
-static double stop_worker(worker *w) {
-  struct rusage usage = {0};
-  fclose(w->to), fclose(w->from);
-  if (wait4(w->process, NULL, 0, &usage) < 0) stop("a worker is gone");
-  return (double)usage.ru_maxrss / 1024;
-}
-
+// `theirs` without a process: there is no PyTorch.
 static void compare(worker *ours, worker *theirs, int width, const char *mode, int steps) {
+  const bool alone = !theirs->process;
   double us[ROUNDS], them[ROUNDS], ratio[ROUNDS], cpu[ROUNDS];
   for (int round = -1; round < ROUNDS; round++) { // the first is not counted
-    const duration a = ask(ours, mode, steps), b = theirs ? ask(theirs, mode, steps) : a;
+    const duration a = ask(ours, mode, steps), b = alone ? a : ask(theirs, mode, steps);
     if (round < 0) continue;
     us[round] = BATCH * steps / a.clock, them[round] = BATCH * steps / b.clock;
     ratio[round] = b.clock / a.clock, cpu[round] = b.cpu / a.cpu;
   }
-  const double mine = median(us, ROUNDS), other = theirs ? median(them, ROUNDS) : 0;
+  const double mine = median(us, ROUNDS), other = alone ? 0 : median(them, ROUNDS);
   const double r = median(ratio, ROUNDS), c = median(cpu, ROUNDS); // which also sorts them
   printf("%5d  %-5s %8.1f", width, mode, mine);
-  if (theirs)
+  if (!alone)
     printf(" %8.1f  %5.2f (%.2f to %.2f)  %5.2f (%.2f to %.2f)", other, r, ratio[0],
            ratio[ROUNDS - 1], c, cpu[0], cpu[ROUNDS - 1]);
   printf("\n");
@@ -376,30 +337,52 @@ static void compare(worker *ours, worker *theirs, int width, const char *mode, i
           width, mode, mine, other, ratio[0], r, ratio[ROUNDS - 1], cpu[0], c, cpu[ROUNDS - 1]);
 }
 
-static void report_steps(const char *self, const char *python, int width, int steps) {
-  char w[16], threads[16], setting[100] = "";
-  snprintf(w, sizeof w, "%d", width);
+// What a worker is called with: --choose, or a setting.
+static worker start_pytorch(const char *python, const char *width, const char *const rest[2]) {
+  char threads[16];
   snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
   const bool bf16 = !strcmp(d->name, "cuda") || !strcmp(d->name, "cpu-bf16");
-  const char *name = bf16 ? d->name : "cpu", *script = "bench/torch_bench.py";
-  worker ours = start_worker((const char *[]){self, "--worker", d->name, w, NULL}), theirs = {0};
-  if (*python) {
-    worker choice = start_worker((const char *[]){python, script, "--device", name, "--width", w,
-                                                  "--threads", threads, "--choose", NULL});
-    snprintf(setting, sizeof setting, "%.90s", choice.name);
-    stop_worker(&choice);
-    theirs = start_worker((const char *[]){python, script, "--device", name, "--width", w,
-                                           "--threads", threads, "--setting", setting, NULL});
-    printf("%5d  beside %s, %s\n", width, theirs.name, setting);
+  return start_worker((const char *[]){python, "bench/torch_bench.py", "--device",
+                                       bf16 ? d->name : "cpu", "--width", width, "--threads",
+                                       threads, rest[0], rest[1], NULL});
+}
+
+// PyTorch for a mode, with the setting that is fastest there.
+static worker start_fastest(const char *python, const char *width, const char *mode) {
+  char setting[100];
+  worker choice = start_pytorch(python, width, (const char *[]){"--choose", mode});
+  snprintf(setting, sizeof setting, "%.90s", choice.name);
+  stop_worker(&choice);
+  if (!setting[0]) stop("no setting of PyTorch works here; see above");
+  worker w = start_pytorch(python, width, (const char *[]){"--setting", setting});
+  printf("%5s  %-5s beside %s, %s\n", width, mode, w.name, setting);
+  fprintf(json, "    {\"width\": %s, \"mode\": \"%s\", \"setting\": \"%s\"},\n", width, mode,
+          setting);
+  return w;
+}
+
+static void report_steps(const char *self, const char *python, int width, int steps) {
+  static const char *const modes[] = {"train", "eval"};
+  char w[16];
+  double theirs_mib = 0;
+  snprintf(w, sizeof w, "%d", width);
+  worker ours = start_worker((const char *[]){self, "--worker", d->name, w, NULL});
+  for (int i = 0; i < 2; i++) {
+    worker theirs = {0};
+    if (*python) theirs = start_fastest(python, w, modes[i]);
+    compare(&ours, &theirs, width, modes[i], steps << i);
+    if (!*python) continue;
+    if (i == 0) theirs_mib = peak_memory(&theirs);
+    stop_worker(&theirs);
   }
-  compare(&ours, *python ? &theirs : NULL, width, "train", steps);
-  compare(&ours, *python ? &theirs : NULL, width, "eval", 2 * steps);
-  const double mine = stop_worker(&ours), other = *python ? stop_worker(&theirs) : 0;
-  printf("%5d  peak memory: %.0f MiB, PyTorch %.0f MiB\n", width, mine, other);
+  const double mib = peak_memory(&ours);
+  stop_worker(&ours);
+  printf("%5d  peak memory: %.0f MiB", width, mib);
+  if (*python) printf(", PyTorch %.0f MiB", theirs_mib);
+  printf("\n");
   fprintf(json,
-          "    {\"width\": %d, \"mode\": \"memory\", \"mib\": %.0f, \"pytorch_mib\": %.0f, "
-          "\"setting\": \"%s\"}%s\n",
-          width, mine, other, setting, width == 64 ? "," : "");
+          "    {\"width\": %d, \"mode\": \"memory\", \"mib\": %.0f, \"pytorch_mib\": %.0f}%s\n",
+          width, mib, theirs_mib, width == 64 ? "," : "");
 }
 
 static void report_roofs(void) {
@@ -434,9 +417,11 @@ static void report_machine(void) {
 // bench DEVICE PYTHON JSON, with PYTHON empty where there is no PyTorch
 int main(int argc, char **argv) {
   const bool worker = argc == 4 && !strcmp(argv[1], "--worker");
-  error e = {"no such device"};
+  error e;
   if (argc != 4) stop("usage: bench DEVICE PYTHON JSON");
-  d = device_by_name(argv[worker ? 2 : 1], &e);
+  const char *name = argv[worker ? 2 : 1];
+  if (!device_name_is_known(name)) stop("no such device; ./train --help lists them");
+  d = device_by_name(name, &e);
   if (!d) stop(e.text);
   if (!strcmp(d->name, "cuda") && (gpu = card_of(d->description)))
     peak_flops = 1e3 * gpu->peak, peak_bytes = gpu->bandwidth;

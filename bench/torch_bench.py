@@ -7,8 +7,9 @@ the clock and of the processors.
 A step is what PyTorch users write: forward, smoothed and mixed cross-entropy, backward, SGD. It gets
 its images mixed and ready in memory, where the other side also gathers, crops and mixes them.
 
-    --choose     tries the settings for this device and prints the fastest one's name
-    --setting S  answers requests with that one
+    --choose MODE  tries the settings for this device at training ("train") or evaluation ("eval"), and
+                   prints the fastest one's name
+    --setting S    answers requests with that one
 
 Settings: eager or compiled (torch.compile), NHWC ("channels_last") or NCHW memory; beside `cuda` and
 `cpu-bf16` always bfloat16 autocast, and on CUDA the compiled ones record CUDA graphs (that part is
@@ -85,15 +86,17 @@ def choose(arguments):
     for setting in SETTINGS[arguments.device]:
         try:
             bench = Bench(setting, arguments.device, arguments.width, arguments.batch)
-            bench.seconds("train", 2)
+            bench.seconds(arguments.choose, 2)
             # On a shared machine, what the processors worked says more than the clock.
             clock = 0 if arguments.device == "cuda" else 1
-            took = min(bench.seconds("train", 1)[clock] for _ in range(3))
+            took = min(bench.seconds(arguments.choose, 1)[clock] for _ in range(3))
         except Exception as error:  # a setting may not work here, a missing compiler for one
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
             continue
         if took < fastest:
             best, fastest = setting, took
+    if best is None:
+        sys.exit("torch_bench.py: none of these settings works")
     print(best)
 
 
@@ -103,7 +106,7 @@ def main():
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--choose", choices=["train", "eval"])
     parser.add_argument("--setting", default="eager, channels_last")
     arguments = parser.parse_args()
     if arguments.threads:

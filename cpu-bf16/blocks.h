@@ -103,8 +103,8 @@ static inline pair load_pair(const float *from) {
 typedef float eight_floats __attribute__((vector_size(32), may_alias));
 typedef double eight_doubles __attribute__((vector_size(64), aligned(8), may_alias));
 
-// Adds a sum for each channel to sums: [32] doubles. In float only a block's 32 numbers were added, far fewer
-// than sum_columns in gpu/epilogue.h allows for.
+// Adds a sum for each channel to sums: [32] doubles. Before that, only the 32 numbers of one block
+// were added in float, far fewer than sum_columns in gpu/epilogue.h allows for.
 static inline void add_sums(double *sums, const pair *sum) {
   const eight_floats *of = (const eight_floats *)sum;
   for (int k = 0; k < SIDE; k += 8)

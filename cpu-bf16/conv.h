@@ -6,7 +6,8 @@
 
 #include "multiplier.h"
 
-// Of a chunk of rows, of each of 32 images: what they read and 32 filters fit the second cache.
+// A task's chunk of rows has about so many pixels, of 32 images each: few enough that the input it reads and
+// 32 filters fit the second-level cache.
 enum { CHUNK_PIXELS = 128 };
 
 // What multiplies: the device sets it, a test may exchange it.
@@ -27,8 +28,8 @@ void bf16_conv_statistics(const conv_shape *shape, void *z, const void *x, const
 void bf16_conv_backward_masked(const conv_shape *shape, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below);
 
-// Every filter, rounded, as blocks in pair_rows' order (blocks.h) and in that in which a pixel of the result
-// meets them: [32 columns of the result][tap][32 terms]. Forward, filters are columns and channels
+// Every filter, rounded, as blocks in pair_rows' order (blocks.h). The blocks lie in the order in which one
+// pixel's product reads them: [32 columns of the result][tap][32 terms]. Forward, filters are columns and channels
 // terms; backward the other way. Zeros behind the last of either.
 void bf16_pack_filters(bf16 *packed, const float *w, const conv_shape *shape, bool backward);
 

@@ -27,7 +27,8 @@
 #include <omp.h>
 
 enum {
-  PARTS = 16, // times blocks of filters, of which there are so many tasks before they are sliced
+  PARTS =
+      16, // parts x blocks of filters are about so many; slices of channels make more tasks of them
   FEW_PIXELS = 32, // of a group, below which a chunk has several groups
   MOST_RUNS = CHUNK_PIXELS,
   TASKS_A_THREAD = 2, // so that none waits long for the last

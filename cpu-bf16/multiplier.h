@@ -37,8 +37,8 @@ typedef struct {
   ptrdiff_t b_step;
   bool reverse; // the last pair of the last run first
   int rows, terms;
-  side_work *
-      aside; // or NULL; all of it is done before c is written: it may read what c held (without add)
+  // Or NULL. All of it is done before the new sums are stored in c, so it may read what c held (without add).
+  side_work *aside;
 } block_sum;
 
 typedef struct {

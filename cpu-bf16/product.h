@@ -3,7 +3,7 @@
 //
 // Eight tiles: four hold the 32 x 32 sums, two a block of A, two one of B. So four loads serve four
 // multiplications, each of which takes the unit 16 cycles, and loads (8 cycles each from the first
-// cache) hide behind them. With fewer sums a multiplication would need two loads.
+// cache) hide behind them. With one tile of sums, each multiplication would need two loads.
 //
 //                                     B    tile 6 | tile 7
 //                            A   tile 4    tile 0 | tile 1     c: [32][32] floats

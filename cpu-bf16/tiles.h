@@ -17,8 +17,8 @@
 // terms of a sum share a word, so B has to be put into that order first (pair_rows in blocks.h).
 //
 // Exactly what? The manual says (Intel 64 and IA-32 Architectures Software Developer's Manual,
-// volume 2, TDPBF16PS, "Operation"): the first numbers of all pairs are added up for themselves and
-// the second for themselves, k by k, each time by one fused multiply-add; then
+// volume 2, TDPBF16PS, "Operation"): the first numbers of all pairs are added up separately and
+// the second separately, k by k, each time by one fused multiply-add; then
 //
 //     C[m][n] = C[m][n] + (sum of the first + sum of the second)
 //

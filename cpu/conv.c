@@ -28,7 +28,7 @@
 
 enum {
   TASKS = 64,             // parts of a batch, and so the most threads that can help
-  WEIGHT_TASKS = 16,      // the same where each part has a W of its own
+  WEIGHT_TASKS = 16,      // parts in the weight gradient, where each has sums as large as W
   MAX_PARTIALS = 2500000, // floats in all those together; above it, fewer parts
   TILES = 32,             // rows of a group: more would push the filters' points out of the cache
   PATCHES = 256,          // the same, directly

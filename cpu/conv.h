@@ -12,7 +12,7 @@
 #include "device.h"
 
 // Working memory that only grows, kept from call to call until the process ends: fresh memory costs
-// a page fault every 4 KiB. One operation of a CPU's device runs at a time, so one piece is enough.
+// page faults. One operation of a CPU's device runs at a time, so one piece is enough.
 // Aligned as a device's memory is (reference/device.c); its contents are undefined.
 void *cpu_scratch(size_t bytes);
 

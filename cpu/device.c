@@ -1,7 +1,8 @@
 // cpu/device.c - the `cpu` device.
 //
-// Nine tenths of a training step are convolutions. So the fast device is the plain one with the
-// four convolutions of its table exchanged, which also says what a test of it has to compare.
+// Nine tenths of a training step are convolutions. So the fast device is the plain one with the three
+// convolutions of its table exchanged, and one added for evaluation, which also says what a test of it has to
+// compare.
 #include "conv.h"
 #include "reference/reference.h"
 

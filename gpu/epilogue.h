@@ -7,7 +7,8 @@
 //
 //     store                                     conv_forward, conv_backward_input
 //     add to what is there                      conv_backward_input with accumulate
-//     store, and add up z and z z               conv_forward with sums, conv_statistics
+//     store, and add up z and z z               conv_forward with sums, conv_statistics,
+//                                               norm_conv_statistics
 //     normalise, add the residual, ReLU         conv_norm_inference
 //     mask with ReLU below, store, and
 //     add up g and g (z - mean), and the

@@ -60,13 +60,15 @@ static void release_device(void *memory) {
 
 // The copy is queued behind what has been launched. Small ones, a few for each step, go through a ring of
 // *pinned* memory, from which the GPU copies by itself: the host's bytes have been taken when the call
-// returns, and nothing is waited for but, now and then, the ring. Large ones come from pageable memory,
-// which CUDA copies away before it returns: Runtime API, "API synchronization behavior".
+// returns, and nothing is waited for but, now and then, the ring. Large ones, before the first step, come from
+// pageable memory and are waited for: of such a copy CUDA says only that it "might be synchronous" (Runtime
+// API, "API synchronization behavior"), and the caller may free the bytes.
 static void upload(void *device_memory, const void *host, size_t bytes) {
   enum : size_t { RING = 1 << 20, SMALL = RING / 8, ALIGNED = 64 };
   static unsigned char *ring;
   static size_t used;
-  if (bytes <= SMALL) {
+  const bool small = bytes <= SMALL;
+  if (small) {
     if (!ring) check_cuda(cudaMallocHost((void **)&ring, RING), "cudaMallocHost");
     if (used + bytes > RING) {
       check_cuda(cudaStreamSynchronize(stream_at_work()), "copies to the GPU");
@@ -77,6 +79,7 @@ static void upload(void *device_memory, const void *host, size_t bytes) {
   }
   check_cuda(cudaMemcpyAsync(device_memory, host, bytes, cudaMemcpyHostToDevice, stream_at_work()),
              "copy to the GPU");
+  if (!small) check_cuda(cudaStreamSynchronize(stream_at_work()), "copies to the GPU");
 }
 
 static void download(void *host, const void *device_memory, size_t bytes) {

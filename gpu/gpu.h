@@ -27,7 +27,8 @@
 //     __syncthreads()          the barrier: waits until all threads of the block have come to it
 //     __launch_bounds__(T, N)  blocks have at most T threads, and N blocks shall fit on a processor.
 //                              A processor has 65,536 registers, where variables live: the compiler
-//                              gives a thread 65,536 / (T N) of them at most. Without N: 65,536 / T.
+//                              gives a thread 65,536 / (T N) of them at most. Without N: 65,536 / T. Never more
+//                              than 255.
 //     __restrict__             what this pointer leads to, no other pointer of the kernel writes: the
 //                              compiler may load from it before a store through another
 //     #pragma unroll           the loop is written out, so that array indices become constants and
@@ -114,8 +115,8 @@ static inline __device__ size_t thread_number() {
   return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// Keeps nvcc from finding a value anew wherever it is needed, which saves a register and may cost a
-// division.
+// nvcc may compute a value again wherever it is used: that saves a register, and may cost a division each
+// time. Behind keep() it has to hold the value.
 static inline __device__ void keep(int *value) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(*value));
@@ -230,13 +231,13 @@ typedef struct {
 
 template <typename... P, typename... A>
 static inline void launch(const char *name, void (*kernel)(P...), launch_shape s, A... arguments) {
-  // A kernel that wants more has to say so first. What it declares itself, up to 1 KB here, counts, too.
-  enum { USUAL_LIMIT = 47 << 10 };
+  // A kernel that wants more than 48 KB of shared memory has to say so first. This also makes CUDA load the
+  // kernel, which it does when the program first names it (CUDA Programming Guide, "Lazy Loading"): in the
+  // pass that leaves launches out, and not while a step is recorded.
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)s.shared_bytes),
+             name);
   if (launches_are_left_out) return;
-  if (s.shared_bytes > USUAL_LIMIT)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    (int)s.shared_bytes),
-               name);
   kernel<<<s.grid, s.block, s.shared_bytes, stream_at_work()>>>(static_cast<P>(arguments)...);
   check_cuda(cudaGetLastError(), name);
 }

@@ -9,7 +9,8 @@
 //     all those pixels and filters are 130 MB.
 //   - For each 16 bytes it found tap, channel, row and column anew. Of 217 instructions in its main
 //     loop, 145 did that, beside 32 mma. An H100 begins four instructions in the time of an mma
-//     (tests/sass_report.sh), so the tensor cores waited. (It does better now, by its own header.)
+//     (tests/sass_report.sh), so the tensor cores waited. (Those are old figures: gather_tile
+//     does better now, see its header.)
 //
 // Here a block keeps the pixels of its tile in shared memory, and around them their *halo*: the
 // border of one pixel that the filter reaches, too. A tap is then an offset, which the compiler
@@ -56,7 +57,8 @@
 // chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory, inside a
 // block or from the stem: 160 MB a step less, and 9 launches (`make cost`). It costs instructions, some
 // 30 for each 16 bytes of a chunk, and for every tile of columns again: 2.2 to 2.5 for each mma then,
-// 3.2 in the smallest tile, where they serve half as many mma. An H100 has room for four. Scale and
+// 3.2 in the smallest tile, where they serve half as many mma. Up to four for each mma cost an H100 no time
+// (above). Scale and
 // shift of all channels are in a table behind the stages: 8 KB for 1,024 channels, with which two
 // blocks still fit on an A100. More channels are declined (takes_norm in device.h).
 //
@@ -105,7 +107,8 @@ template <int WIDTH_, int PIXELS_ = PIXELS, int CHANNELS = CHUNK> struct region_
     HEIGHT = WHOLE ? WIDTH : PIXELS / WIDTH, // rows of an image in it
     IMAGES = PIXELS / (WIDTH * HEIGHT),
     PIXEL = CHANNELS + EIGHT, // from a pixel to the next
-    // Images 4 wide: from a row to the next 4 pieces of 16 bytes, but for multiples of 8.
+    // Images 4 wide: so much that LINE, in pieces of 16 bytes, is 4 more than a multiple of 8. Then a
+    // row's four pixels lie in the banks that the row above leaves.
     PADDING = WIDTH == 4 ? (4 + 7 * 5 * PIXEL / EIGHT) % 8 * EIGHT : 0,
     LINE = (WIDTH + 1) * PIXEL + PADDING, // from a row to the next
     SIZE = (IMAGES * (HEIGHT + 1) + 1) * LINE + PIXEL,

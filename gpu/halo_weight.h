@@ -19,7 +19,7 @@
 //     instructions for each mma         9.0 to 14.0    1.7, and 2.3 with what a strip does once
 //
 // Where x is a y that nobody stored, inside a block or behind the stem, z is copied, and a thread normalises its share, as in
-// gpu/halo.h. That, too, is done once for a strip, and makes 2.3 instructions 3.1.
+// gpu/halo.h. That, too, is done once for a strip, and raises 2.3 instructions to 3.1.
 //
 // The pixels come in *strips* of 128, the stages of gpu/tile.h: dz as a tile of 128 lines of 64 filters,
 // x as a region with a border, as in gpu/halo.h, of 32 channels. A tap of 32 pixels is the same 32

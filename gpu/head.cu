@@ -22,7 +22,7 @@ namespace GPU {
 
 // -- Average pool: plain and fast are the same ---------------------------------------------------
 //
-// x is the network's smallest activation, [batch][4][4][512]. With a thread for each value of y, or
+// x is the smallest activation that a block leaves, [batch][4][4][512]. With a thread for each value of y, or
 // of dx, the lanes of a warp touch neighbours, and a request is one unbroken stretch of memory.
 // Threads that move eight values each would be faster; but the whole kernel moves 2 MB, which takes
 // a microsecond at an H100's 3 TB/s.

@@ -5,7 +5,7 @@
 // numbers. A *tap* is one position (r, s) of the filter. Built in memory, the patches of a 3x3
 // filter would take nine times what the activation itself does. So nobody builds them: patch_at
 // says where element (m, k) lies in the activation, and tiles of the matrix are fetched from there
-// ("implicit GEMM"). What that still wastes, gpu/halo.h and gpu/stem.h save where it can.
+// ("implicit GEMM"). What that still wastes, gpu/halo.h and gpu/stem.h save where they can.
 //
 //     activation, one image:            row m of the matrix, for the pixel at e, 3x3 taps:
 //

@@ -24,7 +24,7 @@
 // event that is recorded in one stream and waited for in another becomes an edge, and draws the other
 // stream into the capture (the same chapter, "Stream Capture"). Memory cannot be allocated meanwhile. So
 // the operations are called twice: the first time, launches are left out, and all that remains is that
-// the workspace grows to what they need.
+// the workspace grows to what they need, and that CUDA loads their kernels.
 //
 // Checked by `make check` (tests/recording_test.c): the same bits as without, early and late, watched.
 #include "gpu.h"

@@ -58,9 +58,10 @@ enum { GROUP = 32 };
 // stored before. counter: zero before the first of them, and zero again behind the last.
 //
 // atomicInc(counter, last) adds one, or makes it zero where it was `last`, and returns what it was; no
-// other block's comes between. A fence, __threadfence(), keeps what this thread does before it and
-// behind it apart, for all who look on. So a block's stores are there before it counts, and what it
-// loads is loaded after.
+// other block's comes between. A fence, __threadfence(): whoever sees what this thread does behind it, sees
+// also what came before it. That includes what the block's other threads did before the barrier, which puts
+// it before this thread's fence. So all of a block's stores are there before it counts; and behind the
+// second fence and barrier, all its threads load what others stored before they counted.
 static inline __device__ bool is_last_of(unsigned *counter, unsigned count) {
   __shared__ unsigned before;
   __syncthreads(); // all threads of this block have stored

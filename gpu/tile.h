@@ -149,9 +149,9 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 // the time. (A 128 x 64 tile: 256 clocks of products, but (32 + 12) KB / 128 = 352 of shared
 // memory. The larger tile is the better one.)
 //
-// A copy from the GPU's memory takes 500 clocks and more. With three stages, one is multiplied and
-// two are under way, so each has 1,024 clocks to arrive. With two stages it would have 512, and
-// none to spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
+// A copy from an A100's memory takes 290 clocks where nothing else is under way (course/2-gpu.md), and more
+// where memory is busy, as it is here. With three stages, one is multiplied and two are under way, so each
+// has 1,024 clocks to arrive. With two stages it would have 512, and little to spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
 
 enum {
   DEPTH = 32, // terms of the sums that a stage holds
@@ -373,8 +373,9 @@ static __device__ void for_each_pair(const tile *t, const function &use) {
 
 // A warp's pairs are scattered: as bf16, eight rows of 16 bytes each, where a sector has 32. So a
 // result in bf16 is *staged*: put together in shared memory, from where 16 bytes of a row leave at
-// a time. Eight numbers of padding, 16 bytes, make each row begin 4 banks behind the row before. A
-// warp writes 16 bytes of 8 rows at once, 4 banks for each row: all 32, each once.
+// a time. Eight numbers of padding, 16 bytes, make each row begin 4 banks behind the row before (20
+// where a tile has 32 columns: 0, 20, 8, 28, ..). A warp writes 16 bytes of 8 rows at once, 4 banks for
+// each row: all 32, each once.
 template <typename tile> static __device__ bf16 *staged_at(bf16 *staged, int row, int column) {
   return staged + row * tile::STAGED_LINE + column;
 }

@@ -18,7 +18,7 @@ typedef struct {
   double momentum;
   double weight_decay;
   int milestones[MILESTONES]; // epochs (counted from 0) from which lr is multiplied by gamma
-  int milestone_count;        // -1 until settled: one third and two thirds of the epochs
+  int milestone_count;        // -1 until settled: with --preset quick, at 1/3 and 2/3 of the epochs
   double gamma;
   double mixup_alpha; // 0: no mixup
   double smoothing;
@@ -46,8 +46,8 @@ typedef struct {
 // Defaults, then --preset, then the other options; of an option given twice the later value holds.
 // Values are written --name VALUE or --name=VALUE. False, with a line in e, for an option that does
 // not exist (with the one that was probably meant), a value that is not one or lies outside its
-// limits, or options that exclude or need each other, or that --plan or --eval would leave aside. The
-// line repeats at most 60 bytes of what was typed.
+// limits, options that exclude or need each other, or one that promises what --plan or --eval does not do
+// (a seed or a data set does not). The line repeats at most 60 bytes of what was typed.
 bool options_parse(int argc, char **argv, options *o, error *e);
 
 // All options in groups, with their defaults, in lines of at most 80 columns.

@@ -2,7 +2,7 @@
 // far it has come, and how good the network is by now. How far it has come is kept with the
 // checkpoint, so that a resumed run's log and trace go on where the interrupted run's ended.
 //
-// Epochs count from 0, as in the recipe's schedule and in its notebook; steps count from 1.
+// Epochs count from 0, as in the recipe's schedule and in its notebook (README.md); steps count from 1.
 #ifndef PROGRESS_H
 #define PROGRESS_H
 

@@ -251,7 +251,7 @@ void simt_exchange(void *data[WARP]) {
   }
 }
 
-// -- ldmatrix and mma: gpu.h says which lane holds which elements ---------------------------------
+// -- ldmatrix and mma: gpu/tile.h says which lane holds which elements ---------------------------------
 
 // A pointer to each lane's request. These operations need all 32 lanes.
 template <typename T> static T **whole_warp(void *data[WARP]) {
@@ -314,7 +314,7 @@ static void multiply(void *data[WARP]) {
       b[t + i * 8 + 1][g] = simt::second_of(lane[l]->b[i]);
     }
   }
-  for (int k = 0; k < 16; k++) // 16 sums grow side by side: none waits for its own last addition
+  for (int k = 0; k < 16; k++) // 128 sums grow side by side: none waits for its own last addition
     for (int m = 0; m < 16; m++)
       for (int n = 0; n < 8; n++) c[m][n] += a[m][k] * b[k][n];
   for (int l = 0; l < WARP; l++)

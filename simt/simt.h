@@ -119,7 +119,7 @@ static inline T __shfl_down_sync(unsigned mask, T x, int distance, int width = W
   return simt_take("__shfl_down_sync", mask, x, from <= (lane | (width - 1)) ? from : lane, at);
 }
 
-// Kernels compiled to be watched are; a program may end that, not begin it.
+// True if the kernels were compiled with hooks (watch.cpp). A program may make it false, but not true.
 extern bool simt_watching;
 extern void (*simt_on_launch)(const struct simt_launch *); // see below
 

@@ -148,7 +148,8 @@ unsigned char *simt_dynamic_shared() {
   return dynamic_shared.start;
 }
 
-// What a kernel has no business to access is in no piece: NULL is what it may, besides the GPU's.
+// The piece of the GPU's memory that an address belongs to. NULL: not the GPU's, but allowed, as the thread's
+// stack and the program's constants are. An empty piece: not allowed.
 static inline const piece *piece_of(const uint8_t *a) {
   static const piece none = {};
   extern const uint8_t __executable_start[], _end[]; // the program, with its constants

@@ -77,8 +77,8 @@ static bool read_log(run_log *log, error *e) {
   bool ok = fgets(line, sizeof line, in) && find_columns(line, columns);
   if (!ok) fail(e, "%s: is no log of ./train --log: its headings are others", log->path);
   while (ok && fgets(line, sizeof line, in)) {
-    ok = log->epochs < EPOCHS && read_row(line, columns, log);
-    if (!ok)
+    ok = log->epochs < EPOCHS || fail(e, "%s: has more than %d epochs", log->path, EPOCHS);
+    if (ok && !(ok = read_row(line, columns, log)))
       fail(e, "%s: line %d is not the row of epoch %d", log->path, log->epochs + 2, log->epochs);
   }
   fclose(in);
@@ -167,12 +167,15 @@ int main(int argc, char **argv) {
   request r = {0};
   error e;
   bool ok = true;
-  for (int i = 1; i < argc && ok; i++)
+  bool known = true; // what is said
+  for (int i = 1; i < argc && ok && known; i++)
     if (!strcmp(argv[i], "-o") && i + 1 < argc)
       r.out = argv[++i];
+    else if (argv[i][0] == '-')
+      known = false;
     else
       ok = add_log(&r, argv[i], &e);
-  const bool complete = r.out && r.log_count;
+  const bool complete = known && r.out && r.log_count;
   if (ok && !complete) fail(&e, "usage: tools/plot [NAME=]RUN.csv .. -o FILE.svg");
   const bool drawn = ok && complete && draw(&r, &e);
   for (int i = 0; i < r.log_count; i++) free(r.logs[i]);

@@ -14,7 +14,7 @@
 // Who calls it: a training step, once for each batch. A thread makes one value: thread i makes value
 // i of x, counted as x lies in memory. Blocks have 160 threads, so the last one has some to spare.
 //
-// The check looks at: every value, for batches of 1, 3 and 10, lambda 0.3, 1 and 0; crops in all four
+// The check looks at: every value, for batches of 1, 2, 3 and 10, lambda 0.3, 1 and 0; crops in all four
 // corners; reads beyond the images. Useful: IMAGE_SIDE 32, IMAGE_CHANNELS 3, IMAGE_BYTES 3 * 32 * 32,
 // to_bf16(float).
 #include "course/exercises/exercises.h"

@@ -1,5 +1,5 @@
 // 4_norm.cu - exercise 4: dgamma and dbeta of batch normalisation. About 20 lines. Belongs to
-// course/1-step.md, "Batch normalisation".
+// course/1-step.md, "The network".
 //
 //     dbeta[c] = sum over pixels of g          g = dy where y > 0, else 0 (ReLU's gradient)
 //     dgamma[c] = sum over pixels of g xhat    xhat = (z - mean[c]) inverse_std[c]

@@ -193,7 +193,8 @@ static real *download_output(const device *d, const void *there, const output *o
 static void upload_problem(const device *d, problem *p) {
   for (int i = 0; i < MOST_INPUTS && p->in[i].values; i++) p->t.in[i] = upload_input(d, &p->in[i]);
   for (int i = 0; i < MOST_OUTPUTS && p->out[i].name; i++)
-    p->t.out[i] = d->allocate(count_of(&p->out[i]) * sizeof(real));
+    p->t.out[i] =
+        d->allocate(count_of(&p->out[i]) * (p->out[i].bf16 ? d->activation_bytes : sizeof(real)));
 }
 
 static void release_problem(const device *d, problem *p) {

@@ -16,7 +16,7 @@
 // A warp also loads each matrix once now: rung 3 loaded those of b for both i, those of a for all
 // j.
 //
-// What it wastes: time. A thread asks for its pieces, waits for them half a thousand clocks long,
+// What it wastes: time. A thread asks for its pieces, waits for them 290 clocks and longer,
 // and only then does any thread of the block multiply.
 #include "course/ladder/ladder.h"
 
