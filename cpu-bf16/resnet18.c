@@ -81,6 +81,7 @@ static void normalise(const norm_shape *shape, bf16 *y, const bf16 *z, const bf1
   }
 }
 
+// For conv.c, whose arrays hold what was there before.
 static void clear_factors(int channels, float *scale, float *shift) {
   const size_t room = (size_t)blocks_of(channels) * SIDE * sizeof *scale;
   memset(scale, 0, room);

@@ -129,6 +129,8 @@ refuse 1 'head.csv: has no epoch yet' "$plot" head.csv -o out.svg
 refuse 1 'no.csv: cannot be opened' "$plot" no.csv -o out.svg
 refuse 1 'nowhere/out.svg: No such' "$plot" one.csv -o nowhere/out.svg
 refuse 2 '^plot: usage:' "$plot" one.csv
+refuse 2 '^plot: usage:' "$plot" one.csv -o
+refuse 2 '^plot: usage:' "$plot" one.csv -x -o out.svg
 refuse 1 'run.csv: is no file of --bins' "$pictures" reliability plain=run.csv -o out.svg
 refuse 1 'bins.csv: NAME=FILE.csv is wanted' "$pictures" reliability bins.csv -o out.svg
 head -n 9 sheet.txt >short.txt

@@ -379,6 +379,11 @@ cp -r kept longer && "$train" --data data --checkpoint longer --width 8 --preset
 check "a preset does not change the milestones of a run that goes on, and it says so" $?
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
 refuse 1 'would fit' --data data --width 256 --batch 65536
+for width in 256 232 208; do # one of them could fit by chance
+  "$train" --data data --device cpu-bf16 --width $width --batch 65536 2>&1 | sed -n 's/.*--batch \([0-9]*\) would fit/\1/p'
+done >fits
+[ "$(wc -l <fits)" -eq 3 ] && awk '$1 % 32 { odd++ } END { exit odd > 0 }' fits
+check "cpu-bf16 takes whole blocks of 32 images, and so does the batch that would fit" $?
 refuse 1 'no such|No such' --data data --eval missing.safetensors
 printf 'epoch,lr\n0,0.1\n7 dwarfs\n9' >old.csv && cp old.csv old.trace && cp old.csv old.copy
 refuse 1 'give another --log' --data data --checkpoint kept --resume --log old.csv
