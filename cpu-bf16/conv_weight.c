@@ -27,8 +27,7 @@
 #include <omp.h>
 
 enum {
-  PARTS =
-      16, // parts x blocks of filters are about so many; slices of channels make more tasks of them
+  PARTS = 16,      // parts x blocks of filters are about so many; slices make more tasks of them
   FEW_PIXELS = 32, // of a group, below which a chunk has several groups
   MOST_RUNS = CHUNK_PIXELS,
   TASKS_A_THREAD = 2, // so that none waits long for the last

@@ -5,10 +5,11 @@
 // That serves every filter, stride and size. 3x3 filters with stride 1, most of the arithmetic, have a
 // kernel of their own in gpu/halo.h, and the first layer has one in gpu/stem.h.
 //
-// What it wastes are instructions. multiply_patches finds each address anew: for each 16 bytes a division for the tap, another for its row, then row, column and whether they
-// are inside. Where the source has a multiple of 32 channels, as in all layers that come here if the width
-// is such a multiple, a stage has one tap, and multiply_taps only adds. Instructions for each mma in the
-// main loop, by `make sass-report` (sm_80):
+// What it wastes are instructions. multiply_patches finds each address anew: for each 16 bytes a division
+// for the tap, another for its row, then row, column and whether they are inside. Where the source has a
+// multiple of 32 channels, as in all layers that come here if the width is such a multiple, a stage has
+// one tap, and multiply_taps only adds. Instructions for each mma in the main loop, by `make sass-report`
+// (sm_80):
 //
 //                              output    input gradient
 //     128 x 64   divided          9.6              10.9

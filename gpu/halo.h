@@ -54,13 +54,12 @@
 //     instructions for each mma                       6.8 to 11.8   1.7 to 2.2
 //
 // A block's second convolution reads z of the first, and each thread normalises what it has copied of a
-// chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory, inside a
-// block or from the stem: 160 MB a step less, and 9 launches (`make cost`). It costs instructions, some
-// 30 for each 16 bytes of a chunk, and for every tile of columns again: 2.2 to 2.5 for each mma then,
-// 3.2 in the smallest tile, where they serve half as many mma. Up to four for each mma cost an H100 no time
-// (above). Scale and
-// shift of all channels are in a table behind the stages: 8 KB for 1,024 channels, with which two
-// blocks still fit on an A100. More channels are declined (takes_norm in device.h).
+// chunk, before the barrier behind which all use it (gpu/norm.h). So y is never in memory, inside a block
+// or from the stem: 160 MB a step less, and 9 launches (`make cost`). It costs instructions, some 30 for
+// each 16 bytes of a chunk, and for every tile of columns again: 2.2 to 2.5 for each mma then, 3.2 in the
+// smallest tile, where they serve half as many mma. Up to four for each mma cost an H100 no time (above).
+// Scale and shift of all channels are in a table behind the stages: 8 KB for 1,024 channels, with which
+// two blocks still fit on an A100. More channels are declined (takes_norm in device.h).
 //
 // Of the 774 MB, nearly two thirds are filters, which every tile of 256 pixels fetches for itself. Larger
 // tiles would need fewer, but two blocks would not fit on a processor any more. Two do on an A100

@@ -149,9 +149,10 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 // the time. (A 128 x 64 tile: 256 clocks of products, but (32 + 12) KB / 128 = 352 of shared
 // memory. The larger tile is the better one.)
 //
-// A copy from an A100's memory takes 290 clocks where nothing else is under way (course/2-gpu.md), and more
-// where memory is busy, as it is here. With three stages, one is multiplied and two are under way, so each
-// has 1,024 clocks to arrive. With two stages it would have 512, and little to spare. DEPTH 16 and six stages would take as much memory, with twice as many barriers.
+// A copy from an A100's memory takes 290 clocks where nothing else is under way (course/2-gpu.md), and
+// more where memory is busy, as it is here. With three stages, one is multiplied and two are under way,
+// so each has 1,024 clocks to arrive. With two stages it would have 512, and little to spare. DEPTH 16
+// and six stages would take as much memory, with twice as many barriers.
 
 enum {
   DEPTH = 32, // terms of the sums that a stage holds

@@ -1,8 +1,9 @@
 // reference/mixup.c - a batch of mixed images, plainly.
 //
 // x[b] = lambda a(b) + (1 - lambda) a(partner of b): the network hardly ever sees one image alone (of a
-// random permutation about one image is its own partner), but a weighted sum of two, and is asked for both labels in the same proportion (reference/smoothing.c). The two
-// images of a pair are augmented first, each with its own crop and flip.
+// random permutation about one image is its own partner), but a weighted sum of two, and is asked for
+// both labels in the same proportion (reference/smoothing.c). The two images of a pair are augmented
+// first, each with its own crop and flip.
 //
 // Zhang, Cisse, Dauphin, Lopez-Paz: "mixup: beyond empirical risk minimization", ICLR 2018.
 #include "reference.h"

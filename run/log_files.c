@@ -128,8 +128,7 @@ static off_t length_to_keep(const log_file *f, const position *at, place_line *p
     length = -1;
   } else if (where == LINE_TOO_LATE) {
     fail(e,
-         "%s: goes on behind epoch %d, in which the checkpoint is, so it is another run's or a "
-         "later "
+         "%s: goes on behind epoch %d, where the checkpoint is, so it is another run's or a later "
          "state's and stays as it is; give another %s",
          f->path, at->epoch, f->option);
     length = -1;
