@@ -50,8 +50,7 @@ static void test_order(void) {
   watch_for(NOTHING, 0);
   check(save(&b, &e) && !strcmp(watch.order, "ffdrdwd"),
         "order: both files and their new names reach the disk, then the resume file gets its name, "
-        "then the "
-        "weights: %s %s",
+        "then the weights: %s %s",
         watch.order, e.text);
   check(nothing_new_left(), "and no temporary file is left");
 }
