@@ -117,14 +117,23 @@ check "plot: the mean of two runs, and the band from the least to the most" $?
 check "plot: a real log" $?
 mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv && cp run.csv results/minutes/plain-2/train.csv &&
   cp bins.csv results/minutes/plain-2/bins.csv
+printf 'epoch,test_accuracy,train_accuracy\n0,0.5,0\n1,0.5,1\n' >other.csv # no test_nll, another order
+mkdir -p results/published/both-1 && cp one.csv results/published/both-1/log.csv && cp other.csv results/published/notebook.csv
 here=$PWD
 (cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
   SHEET=$here/sheet.txt \
-  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 12 ]
-check "make pictures: all twelve, from results too" $?
+  BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 13 ]
+check "make pictures: all thirteen, from results too" $?
+[ "$(grep -c '>epoch<' all/published.svg)" -eq 2 ] && ! grep -q NLL all/published.svg &&
+  [ "$(grep -c 'points="62.0,254.0 312.0,159.0 "' all/published.svg)" -eq 1 ] && # 0 and 50 % in training
+  [ "$(grep -c 'points="62.0,254.0 312.0,64.0 "' all/published.svg)" -eq 1 ] && # 0 and 100
+  [ "$(grep -c 'points="384.0,159.0 634.0,159.0 "' all/published.svg)" -eq 2 ] # tests: 50, both
+check "plot: a log without the NLL: the two charts that both logs have" $?
 { cat one.csv; printf '2,1,1'; } >cut.csv
 refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
 refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg
+printf 'epoch,test_nll\n0,1\n' >nll.csv
+refuse 1 'no column in common' "$plot" nll.csv other.csv -o out.svg
 refuse 1 'head.csv: has no epoch yet' "$plot" head.csv -o out.svg
 refuse 1 'no.csv: cannot be opened' "$plot" no.csv -o out.svg
 refuse 1 'nowhere/out.svg: No such' "$plot" one.csv -o nowhere/out.svg

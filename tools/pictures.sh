@@ -6,14 +6,16 @@
 #
 #     DATA=DIR       a data set: without it the generated stand-in shapes
 #     WEIGHTS=FILE   a network trained on it: without it, one is trained for a minute, and kept
-#     RESULTS=DIR    what `make experiment` left, RECIPE=minutes of it: course/results
+#     RESULTS=DIR    what `make experiment` left, RECIPE=minutes of it (and its run of the whole recipe,
+#                    if the author's figures lie beside it): course/results
 #     PICTURES=DIR   where to: course/pictures, or, with DATA=, build/pictures, since CIFAR-10's
 #                    images are not ours to publish
 #     SHEET=FILE     what `make cost` prints: without it, that is done first, which takes a minute
 #     BUILD=DIR TRAIN=FILE SHAPES=FILE   the programs
 set -euo pipefail
 
-build=${BUILD:-build/gcc} results=${RESULTS:-course/results}/${RECIPE:-minutes}
+build=${BUILD:-build/gcc} all_results=${RESULTS:-course/results}
+results=$all_results/${RECIPE:-minutes} published=$all_results/published
 out=${PICTURES:-$([ -n "${DATA:-}" ] && echo build/pictures || echo course/pictures)}
 data=${DATA:-build/pictures/shapes} weights=${WEIGHTS:-}
 mkdir -p "$out" build/pictures
@@ -56,4 +58,9 @@ if [ -n "$(named train.csv)" ]; then
   draw reliability $(named bins.csv) reliability.svg
 else
   echo "no curves and no reliability: nothing of \`make experiment\` is complete in $results"
+fi
+# The whole recipe, beside its author's run of it (course/experiment.md says where that is from).
+if [ -e "$published/both-1/log.csv" ] && [ -e "$published/notebook.csv" ]; then
+  "$build/plot" "this program=$published/both-1/log.csv" "the author=$published/notebook.csv" -o "$out/published.svg"
+  echo "$out/published.svg"
 fi

@@ -8,7 +8,8 @@
 // mixed; the accuracy and the negative log likelihood on the test images. Logs with the same name
 // before the = are runs of one kind from several seeds: their mean is a line, and the band around
 // it goes from the least to the most of them. The name of a log without one is its path. A log whose
-// run is not at its end counts as far as it goes.
+// run is not at its end counts as far as it goes. Another program's log will do, too: a chart is drawn
+// where every log has its column.
 #include "svg.h"
 
 #include <math.h>
@@ -31,6 +32,7 @@ typedef struct {
   const char *path;
   int series; // its position in `names`
   int epochs;
+  int column[FIGURES]; // where in a row the figure is; -1: nowhere
   double value[FIGURES][EPOCHS];
 } run_log;
 
@@ -42,28 +44,27 @@ typedef struct {
   const char *out;
 } request;
 
-// Where each figure's column is, from the line of headings. False where one is missing.
+// Where each figure's column is, from the line of headings. False where it has none of them.
 static bool find_columns(char *headings, int columns[FIGURES]) {
+  bool found = false;
   for (int i = 0; i < FIGURES; i++) columns[i] = -1;
   int number = 0;
   for (char *name = strtok(headings, ",\n"); name; name = strtok(NULL, ",\n"), number++)
     for (int i = 0; i < FIGURES; i++)
-      if (!strcmp(name, figures[i].column)) columns[i] = number;
-  for (int i = 0; i < FIGURES; i++)
-    if (columns[i] < 0) return false;
-  return true;
+      if (!strcmp(name, figures[i].column)) columns[i] = number, found = true;
+  return found;
 }
 
 // The row of the next epoch. False for one that is cut short or holds something else.
-static bool read_row(char *line, const int columns[FIGURES], run_log *log) {
+static bool read_row(char *line, run_log *log) {
   double row[COLUMNS];
   int count = 0;
   for (char *field = strtok(line, ",\n"); field && count < COLUMNS; field = strtok(NULL, ",\n"))
     row[count++] = strtod(field, NULL);
   if (count == 0 || row[0] != log->epochs) return false; // epochs count from 0
   for (int i = 0; i < FIGURES; i++) {
-    if (columns[i] >= count) return false;
-    log->value[i][log->epochs] = row[columns[i]] * figures[i].factor;
+    if (log->column[i] >= count) return false;
+    if (log->column[i] >= 0) log->value[i][log->epochs] = row[log->column[i]] * figures[i].factor;
   }
   log->epochs++;
   return true;
@@ -71,14 +72,13 @@ static bool read_row(char *line, const int columns[FIGURES], run_log *log) {
 
 static bool read_log(run_log *log, error *e) {
   char line[1024];
-  int columns[FIGURES];
   FILE *in = fopen(log->path, "r");
   if (!in) return fail(e, "%s: cannot be opened", log->path);
-  bool ok = fgets(line, sizeof line, in) && find_columns(line, columns);
+  bool ok = fgets(line, sizeof line, in) && find_columns(line, log->column);
   if (!ok) fail(e, "%s: is no log of ./train --log: its headings are others", log->path);
   while (ok && fgets(line, sizeof line, in)) {
     ok = log->epochs < EPOCHS || fail(e, "%s: has more than %d epochs", log->path, EPOCHS);
-    if (ok && !(ok = read_row(line, columns, log)))
+    if (ok && !(ok = read_row(line, log)))
       fail(e, "%s: line %d is not the row of epoch %d", log->path, log->epochs + 2, log->epochs);
   }
   fclose(in);
@@ -120,9 +120,17 @@ static double upper_edge(const request *r, int figure) {
   return most > 0 ? 1.05 * most : 1;
 }
 
-static void draw_figure(FILE *out, const request *r, int figure, int epochs) {
+// Whether every log has it. A chart in which one of the lines is missing would be read wrong.
+static bool in_all_logs(const request *r, int figure) {
+  for (int i = 0; i < r->log_count; i++)
+    if (r->logs[i]->column[figure] < 0) return false;
+  return true;
+}
+
+// The chart that has `place` others on its left.
+static void draw_figure(FILE *out, const request *r, int figure, int place, int epochs) {
   static double x[EPOCHS], mean[EPOCHS], least[EPOCHS], most[EPOCHS];
-  const chart c = {.left = LEFT + STRIDE * figure,
+  const chart c = {.left = LEFT + STRIDE * place,
                    .top = TOP,
                    .width = WIDTH,
                    .height = HEIGHT,
@@ -138,14 +146,17 @@ static void draw_figure(FILE *out, const request *r, int figure, int epochs) {
 }
 
 static bool draw(const request *r, error *e) {
-  int epochs = 0;
+  int epochs = 0, charts = 0, place = 0;
   for (int i = 0; i < r->log_count; i++)
     if (r->logs[i]->epochs > epochs) epochs = r->logs[i]->epochs;
-  FILE *out = svg_open(r->out, LEFT + STRIDE * FIGURES - 40, TOP + HEIGHT + 46,
+  for (int i = 0; i < FIGURES; i++) charts += in_all_logs(r, i);
+  if (charts == 0) return fail(e, "the logs have no column in common that could be drawn");
+  FILE *out = svg_open(r->out, LEFT + STRIDE * charts - 40, TOP + HEIGHT + 46,
                        "Learning curves: accuracy and loss over the epochs", e);
   if (!out) return false;
   svg_legend(out, LEFT, 24, r->series_count, r->names);
-  for (int i = 0; i < FIGURES; i++) draw_figure(out, r, i, epochs);
+  for (int i = 0; i < FIGURES; i++)
+    if (in_all_logs(r, i)) draw_figure(out, r, i, place++, epochs);
   return svg_close(out, r->out, e);
 }
 
