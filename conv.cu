@@ -11,7 +11,7 @@
 // 2. What the plain kernels waste: nearly everything. A thread reads two numbers for every
 //    multiplication, and its neighbours read the same ones again. In a matrix product C = A B computed
 //    in tiles, a number once loaded is used for a whole row or column of the tile; and tensor cores,
-//    which hold most of a GPU's arithmetic, do nothing but such products. gpu/tile.h is that chapter.
+//    which hold most of a GPU's arithmetic, do nothing but such products. gpu/tile.h does that.
 // 3. So convolution is written as a matrix product. Element (m, n) of the result is
 //
 //                        rows m                columns n        summed over k

@@ -24,6 +24,9 @@
 // Batch norm gives each channel mean 0 and variance 1 over the batch, then multiplies by gamma and
 // adds beta, both learned (reference/resnet18.c). For tests, where there may be no batch, it keeps
 // running averages of mean and variance. The *stem* is the convolution before the first stage.
+//
+// x, z, y, masks and `real` in the structures below are explained in device.h. On a first reading, stop
+// here and come back after it.
 #ifndef NETWORK_H
 #define NETWORK_H
 
@@ -102,7 +105,10 @@ void network_free(network *n);
 
 // PyTorch's defaults: convolutions, the linear weight and its bias uniform on (-1/sqrt(fan_in),
 // 1/sqrt(fan_in)); gamma 1, beta 0; running mean 0 and variance 1; momentum 0. fan_in: how many
-// numbers an output sums up, Cin R S for a convolution, C for the linear layer.
+// numbers an output sums up, Cin R S for a convolution, C for the linear layer. Why divide by its root?
+// A sum of fan_in terms with random signs grows with it; so logits begin as numbers of the size of one or
+// less. Behind a batch norm the scale of the filters does not change the output (but for its epsilon): it
+// decides how large a step of SGD is beside the weight that it moves.
 void network_initialise(network *n, uint64_t seed);
 
 // input[0 .. batch-1] -> logits. Training normalises with the batch's statistics, moves the running

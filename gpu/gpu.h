@@ -4,12 +4,12 @@
 // threads execute the same lines; a thread finds its part of the work from its number. Threads come
 // in groups:
 //
-//     warp    32 threads, its *lanes*, which execute each line together. Where a condition divides
-//             the lanes, the ways run one after another, each with its own lanes; a lane that has
-//             returned does nothing more. What the lanes load or store
-//             at one line goes to memory as one *request*, cut into *sectors* of 32 bytes. Lanes that
-//             touch neighbouring bytes share sectors; lanes that touch bytes far apart cost a whole
-//             sector each.
+//     warp    32 threads, its *lanes*. As a rule they execute each line together, but CUDA promises it
+//             only at __syncwarp and a warp's own operations. Where a condition divides the lanes, the
+//             ways run one after another, each with its own lanes. What the lanes load or store at one
+//             line goes to memory as one *request*, cut into *sectors* of 32 bytes. Lanes that touch
+//             neighbouring bytes share sectors; lanes that touch bytes far apart cost a whole sector
+//             each. A lane that has returned does nothing more.
 //     block   up to 1024 threads. They run on the same processor of the GPU (NVIDIA: *streaming
 //             multiprocessor*, SM; an H100 has 132) and can work together: they
 //             share a small, fast memory, and wait for each other at a barrier.

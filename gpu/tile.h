@@ -2,7 +2,7 @@
 //
 //     C[m][n] = sum over k of A[m][k] B[n][k]            A, B: bf16, C: float
 //
-// This chapter knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in
+// This file knows nothing of convolution. Who uses it says where A[m][k] and B[n][k] lie in
 // memory.
 //
 // A *tensor core* is the part of a GPU's processor that multiplies small matrices: 16 x 16 by 16 x

@@ -1,6 +1,6 @@
 // run/evaluate.c - how good a network is: on all test images, with the running statistics, neither
 // augmented nor mixed. --eval-train asks the same of the training images: how much of them the network
-// knows by heart.
+// has memorised.
 //
 // Accuracy asks only which class has the largest probability. What mixup and label smoothing change
 // is how large: the *confidence*. With p = softmax(logits) of an image and y its true class,

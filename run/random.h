@@ -12,7 +12,7 @@
 //
 // Nothing has to be saved to resume a run, and the number of threads or the device cannot matter.
 // Philox: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. It is
-// also the generator of cuRAND and of PyTorch on a GPU.
+// also one of cuRAND's generators, and PyTorch's on a GPU.
 //
 // Checked by `make check` (tests/random_test.c): the paper's known answers, the distributions'
 // moments, Kolmogorov-Smirnov against the exact Beta distribution.

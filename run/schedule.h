@@ -2,6 +2,9 @@
 //
 //     rate(epoch) = lr gamma^m,   m = how many milestones are <= epoch, epochs counted from 0
 //
+// A *milestone* is an epoch at which the rate drops; gamma is the factor of a drop, the option --gamma
+// (0.1), and has nothing to do with batch norm's.
+//
 //     the recipe   epochs 0 to 49: 0.1    50 to 99: 0.01    100 to 149: 0.001
 //
 // Large steps travel far, but end up jumping about the bottom of a valley, from one slope to the

@@ -77,6 +77,13 @@ xhat = [(x - 3) / deviation for x in z]
 dgamma = sum(a * b for a, b in zip(g, xhat))
 said(xhat), said([2 * x + 1 for x in xhat]), said([2 / deviation * (a - 1 - x * dgamma / 3) for a, x in zip(g, xhat)])
 assert "= %.4f\n" % dgamma in page
+def at(a, i): return a[i] if 0 <= i < len(a) else 0
+x, w, dz = (1, 2, 3, 4), (1, 0, 2), (1, 0, 0, 2)
+said([sum(at(x, i - 1 + s) * w[s] for s in range(3)) for i in range(4)])
+said([sum(at(dz, i + 1 - s) * w[s] for s in range(3)) for i in range(4)])
+said([sum(dz[i] * at(x, i - 1 + s) for i in range(4)) for s in range(3)])
+def loss(a): return log(exp(a) + exp(1) + 1) - a
+assert "= %.4f\n" % ((loss(2.001) - loss(1.999)) / 0.002) in page
 p = [exp(x) / (exp(2) + exp(1) + 1) for x in (2, 1, 0)]
 said(p)
 for target in (1, 0, 0), (0.9, 0.05, 0.05), (0.7, 0.3, 0):

@@ -93,7 +93,7 @@ for pair in 'nll|negative log likelihood' 'criterion|training criterion' 'confid
 done >wrong.figures
 [ ! -s wrong.figures ] && [ "$(column set figures.csv)" = test ] && close "$(column accuracy figures.csv)" "$(column test_accuracy a.csv)"
 check "--eval with --log: the same figures, as a row" $?
-# Three images that a network has learnt by heart it knows; a label of the test set tells it nothing.
+# Three images that a network has memorised it knows; a label of the test set tells it nothing.
 "$train" --data data --width 8 --batch 3 --train-images 3 --test-images 2 --epochs 70 --milestones 50 --mixup-alpha 0 --checkpoint heart >/dev/null
 "$train" --data data --eval "$(weights heart)" --train-images 3 --eval-train --log heart.csv | grep -q 'train accuracy 100.00 % (3 of 3)' &&
   [ "$(column set heart.csv),$(column images heart.csv),$(column accuracy heart.csv)" = train,3,1 ]

@@ -4,7 +4,7 @@
 // Left: what each card of bench/cards.h can do at most at so many FLOP for each byte, and where this
 // program's kernels lie on an H100's line. Left of its bend memory decides, right of it arithmetic
 // (Williams, Waterman, Patterson, "Roofline", CACM 2009). Kernels without tensor cores have no
-// number there: about one FLOP a byte. Right: each kernel's share of the least time of a step, on an
+// number there: a quarter of a FLOP to one FLOP a byte. Right: each kernel's share of the least time of a step, on an
 // H100 (filled) and on an RTX 3090 (dashed).
 #include "pictures.h"
 

@@ -37,7 +37,7 @@ mixup      --mixup-alpha 1 --smoothing 0
 smoothing  --mixup-alpha 0 --smoothing 0.1
 both       --mixup-alpha 1 --smoothing 0.1'
 
-# minutes: so few images that the plain network learns them by heart; the tests on the way take 1,000
+# minutes: so few images that the plain network memorises them; the tests on the way take 1,000
 # images, the one at the end all. evening: all of them, and as much as four runs can do in two hours of two processors.
 recipes='
 minutes    --width 16 --train-images 2500 --test-images 1000 --epochs 200 --milestones 100,150
