@@ -54,9 +54,14 @@ NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc
 # sm_80 on: machine code for two, and PTX that the driver compiles for those that came later.
 DETECTED := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader \
   2>/dev/null | head -1 | sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/sm_\1\2/p'))
-ARCH ?= $(DETECTED)
-CODE := $(if $(ARCH),-arch=$(ARCH),-gencode arch=compute_80,code=sm_80 \
-  -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
+# An nvcc does not know GPUs that are much newer or much older than itself: for these, too, it builds for all.
+KNOWN := $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null))
+known = $(if $(KNOWN),$(filter $(KNOWN),$1),$1)
+ARCH ?= $(call known,$(DETECTED))
+ALL_ARCHS := $(call known,sm_80 sm_90)
+NEWEST := $(patsubst sm_%,compute_%,$(lastword $(ALL_ARCHS)))
+CODE := $(if $(ARCH),-arch=$(ARCH),$(foreach arch,$(ALL_ARCHS),-gencode arch=$(arch:sm_%=compute_%),code=$(arch)) \
+  -gencode arch=$(NEWEST),code=$(NEWEST))
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CODE) -I. -MMD -MP -Werror all-warnings \
   -Xcompiler -Wall,-Wextra,-Werror
 SIMULATOR := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard simt/*.cpp))
@@ -132,9 +137,9 @@ found:
 ifneq ($(NVCC),)
 	@echo "  ✓ $(NVCC): $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release/CUDA/p')"
 ifneq ($(DETECTED),)
-	@echo "  ✓ GPU: $(DETECTED); building for $(ARCH)"
+	@echo "  $(if $(ARCH),✓ GPU: $(DETECTED),✗ GPU: $(DETECTED)$(comma) which this nvcc does not know); building for $(or $(ARCH),$(ALL_ARCHS))"
 else
-	@echo "  ✗ no GPU answers nvidia-smi: building for $(if $(ARCH),$(ARCH),sm_80 and sm_90; ARCH=sm_NN for another)"
+	@echo "  ✗ no GPU answers nvidia-smi: building for $(if $(ARCH),$(ARCH),$(ALL_ARCHS); ARCH=sm_NN for another)"
 endif
 else
 	@echo "  ✗ no nvcc on the PATH or in /usr/local/cuda (NVCC=FILE names one): no cuda device"

@@ -205,7 +205,7 @@ static bool run(trainer *t, error *e) {
   const options *o = &t->options;
   if (!process_has_threads(omp_get_max_threads(), e)) return false;
   if (!strcmp(o->device, "auto") && !strncmp(t->device->name, "cpu", 3))
-    printf("no GPU found: using the CPU; --device cuda says why%s\n",
+    printf("no GPU can be used: using the CPU; --device cuda says why%s\n",
            t->device->name[3] ? "" : ", --device cpu-bf16 why not AMX");
   if (!prepare(t, e)) return false;
   if (o->eval[0]) return evaluate(t, e);

@@ -46,15 +46,18 @@ static inline double bound_of(const card *c, double flops, double bytes) {
   return arithmetic > memory ? arithmetic : memory;
 }
 
-// What is surely moved from and to memory: an operand that fits L2 may have been left there.
+// What is surely moved from and to memory: as much as fits L2 may have been left there.
 static inline double surely_moved(const card *c, double bytes) {
-  return bytes > 1e6 * c->cache ? bytes : 0;
+  const double left = 1e6 * c->cache;
+  return bytes > left ? bytes - left : 0;
 }
 
-// NULL: none of these.
+// Of a device's description, which begins with the GPU's name and a comma. NULL: none of these.
 static inline const card *card_of(const char *gpu) {
-  for (int i = 0; i < CARDS; i++)
-    if (!strncmp(gpu, cards[i].name, strlen(cards[i].name))) return &cards[i];
+  for (int i = 0; i < CARDS; i++) {
+    const size_t length = strlen(cards[i].name); // an "RTX 3090 Ti" is another card
+    if (!strncmp(gpu, cards[i].name, length) && gpu[length] == ',') return &cards[i];
+  }
   return NULL;
 }
 

@@ -89,7 +89,8 @@ def choose(arguments):
             bench.seconds(arguments.choose, 2)
             # On a shared machine, what the processors worked says more than the clock.
             clock = 0 if arguments.device == "cuda" else 1
-            took = min(bench.seconds(arguments.choose, 1)[clock] for _ in range(3))
+            steps = 50 if arguments.device == "cuda" else 1
+            took = min(bench.seconds(arguments.choose, steps)[clock] for _ in range(3))
         except Exception as error:  # a setting may not work here, a missing compiler for one
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
             continue

@@ -28,6 +28,7 @@ static const char *remedy(cudaError_t e) {
     return "the NVIDIA driver is missing, or older than this program's CUDA: install or update it, "
            "build with an older toolkit (NVCC=), or use --device cpu";
   case cudaErrorNoKernelImageForDevice:
+  case cudaErrorInvalidDeviceFunction:
   case cudaErrorUnsupportedPtxVersion:
     return "this program holds no code for this GPU: make clean, then make ARCH=sm_NN with the "
            "number that nvidia-smi --query-gpu=compute_cap prints";
@@ -35,6 +36,14 @@ static const char *remedy(cudaError_t e) {
     return "the GPU's memory is full: try a smaller --batch or --width";
   case cudaErrorDevicesUnavailable:
     return "another program holds the GPU for itself alone";
+  case cudaErrorLaunchTimeout:
+    return "the GPU also draws a screen, and may not work longer on one kernel: try a smaller --batch";
+  case cudaErrorSystemNotReady:
+  case cudaErrorSystemDriverMismatch:
+  case cudaErrorCompatNotSupportedOnDevice:
+  case cudaErrorECCUncorrectable:
+  case cudaErrorUnknown:
+    return "the GPU or its driver is not in order: what does nvidia-smi say?";
   default:
     return "a bug: make sanitize finds where";
   }
@@ -55,7 +64,7 @@ static void *allocate_device(size_t bytes) {
 }
 
 static void release_device(void *memory) {
-  check_cuda(cudaFree(memory), "cudaFree");
+  if (memory) check_cuda(cudaFree(memory), "cudaFree"); // cudaFree(NULL) would start CUDA where nobody has
 }
 
 // The copy is queued behind what has been launched. Small ones, a few for each step, go through a ring of
@@ -92,6 +101,28 @@ static size_t free_bytes() {
   size_t available, total;
   check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
   return available;
+}
+
+// -- What the GPU executes ----------------------------------------------------------------------------
+
+// 800 where it executes code that was compiled for sm_80, or that the driver made of PTX for it.
+static __global__ void say_architecture(int *architecture) {
+#ifdef __CUDA_ARCH__
+  *architecture = __CUDA_ARCH__;
+#endif
+}
+
+// An error where this program holds no code for the GPU.
+static cudaError_t find_architecture(int *architecture) {
+  int *there;
+  cudaError_t e = cudaMalloc((void **)&there, sizeof *there);
+  if (e != cudaSuccess) return e;
+  say_architecture<<<1, 1>>>(there);
+  e = cudaGetLastError();
+  if (e == cudaSuccess)
+    e = cudaMemcpy(architecture, there, sizeof *there, cudaMemcpyDeviceToHost);
+  const cudaError_t freed = cudaFree(there);
+  return e == cudaSuccess ? freed : e;
 }
 
 #else
@@ -198,14 +229,16 @@ const device *cuda_device(bool plain, error *e) {
   static char description[2][400];
   device *d = &table[plain];
   cudaDeviceProp gpu;
-  int count;
-  const cudaError_t found = cudaGetDeviceCount(&count);
+  int count, architecture;
+  cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaSuccess) found = cudaGetDeviceProperties(&gpu, 0);
+  if (found == cudaSuccess) found = cuda::find_architecture(&architecture);
   if (found != cudaSuccess) {
     fail(e, "%s (%s)", cudaGetErrorString(found), cuda::remedy(found));
     return NULL;
   }
-  cuda::check_cuda(cudaGetDeviceProperties(&gpu, 0), "cudaGetDeviceProperties");
-  const bool tensor_cores = gpu.major >= 8; // older ones cannot multiply bf16
+  // Older GPUs cannot multiply bf16, nor does code for an older one (gpu/tile.h).
+  const bool tensor_cores = architecture >= 800;
   cuda::fill(d, &fused, plain ? "cuda-plain" : "cuda", plain);
   if (!tensor_cores) {
     cuda::fill_conv(d, &fused, true);

@@ -10,7 +10,8 @@
 //      ..
 //
 // More parts keep more processors busy, and cost more: each is stored, and read again. How the sum is cut
-// depends on the shape alone, not on the GPU: every GPU gets the same bits.
+// depends on the shape alone, not on how many processors a GPU has. (The bits may still differ between a
+// generation of GPUs and the next, whose tensor cores cut off sums elsewhere: see gpu/tile.h.)
 //
 // Checked by `make check`, through conv.cu's operations.
 #ifndef GPU_PARTS_H

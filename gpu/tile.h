@@ -79,7 +79,7 @@ namespace GPU {
 
 #ifdef __CUDACC__
 
-// An older GPU never gets to a kernel that uses these: gpu.cu gives it the plain convolution.
+// Nobody launches a kernel that uses these in code for an older GPU: gpu.cu takes the plain convolution.
 #if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
 #define SM_80(...) __trap()
 #else

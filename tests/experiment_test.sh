@@ -3,6 +3,7 @@
 # what distinguishes them, interrupted and resumed runs, the table's arithmetic, and mistakes.
 # `make course-check` runs it.
 set -u
+export CUDA_VISIBLE_DEVICES= # what is tested is the same on the CPU (train_test.sh says more)
 export TRAIN=$PWD/$1 DATA=data RESULTS=results RECIPE=minutes SEEDS=1 JOBS=2
 shapes=$PWD/$2 experiment=$PWD/tools/experiment.sh passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT

@@ -3,6 +3,7 @@
 # another reader takes apart, pixels that are where they should be, charts whose lines go through the
 # numbers of their files, and a line for each mistake. `make course-check` runs it.
 set -u
+export CUDA_VISIBLE_DEVICES= # what is tested is the same on the CPU (train_test.sh says more)
 root=$PWD pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4 passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 

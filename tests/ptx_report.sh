@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ptx_report.sh NVCC FILE.cu.. - what nvcc's assembler says of each kernel, for sm_80 and sm_90:
+# ptx_report.sh NVCC FILE.cu.. - what nvcc's assembler says of each kernel, for sm_75, sm_80 and sm_90:
 # registers a thread, static shared memory a block, bytes of registers spilled to memory. Kernels of
 # 256 threads with more than 128 registers no longer fit twice on a processor (65,536 registers).
 # A spill is a failure, exit status 1: no kernel that training uses may have one.
@@ -10,7 +10,7 @@ if ! command -v "$nvcc" >/dev/null; then
   exit 1
 fi
 object=$(mktemp)
-for arch in sm_80 sm_90; do
+for arch in sm_75 sm_80 sm_90; do
   for file in "$@"; do
     "$nvcc" -std=c++17 -O3 -arch=$arch -I. -Xptxas -v -c "$file" -o "$object" 2>&1 | c++filt |
       sed "s|^|$arch $file: |"

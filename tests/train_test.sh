@@ -9,6 +9,11 @@ set -u
 # SIGPIPE, and what a process ignores its children ignore.
 [ -n "${SIGNALS_ARE_DEFAULT:-}" ] || SIGNALS_ARE_DEFAULT=1 exec env --default-signal bash "$0" "$@"
 export LC_ALL=C # awk and printf read numbers with a decimal point
+# Runs are on the CPU: a GPU is told of some fifty steps before the first of them is done, so a signal that comes
+# in the middle of an epoch would stop most runs at its end. on_gpu shows the command what is hidden here.
+gpus=${CUDA_VISIBLE_DEVICES-all}
+export CUDA_VISIBLE_DEVICES=
+on_gpu() { if [ "$gpus" = all ]; then env -u CUDA_VISIBLE_DEVICES "$@"; else CUDA_VISIBLE_DEVICES=$gpus "$@"; fi; }
 train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-} passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
@@ -259,6 +264,22 @@ if [ -z "$quick" ]; then
   check "its first loss is the reference's, but for bf16" $?
 fi
 
+# -- A GPU, where one answers ---------------------------------------------------------------------------
+gpu=cuda
+if [ -z "$quick" ] && on_gpu "$train" --device $gpu --plan >/dev/null 2>&1; then
+  tiny="--data data --width 8 --batch 4 --train-images 6 --test-images 2 --device $gpu"
+  on_gpu "$train" $tiny --checkpoint gpu --epochs 2 >gpu.out && grep -q 'after 2 epochs' gpu.out
+  check "--device $gpu trains" $?
+  on_gpu "$train" $tiny --checkpoint gpu_resumed --epochs 1 >/dev/null &&
+    on_gpu "$train" $tiny --checkpoint gpu_resumed --epochs 2 --resume >/dev/null && same gpu gpu_resumed
+  check "--device $gpu: stopped after an epoch and resumed, the same bits" $?
+  "$train" $tiny --checkpoint gpu_resumed --epochs 3 --resume --device cpu | grep -q 'after 3 epochs'
+  check "--device $gpu: its run goes on on the CPU" $?
+  on_gpu "$train" $tiny --checkpoint gpu_bad --epochs 9 --lr 1e30 2>gpu.err >/dev/null
+  [ $? -eq 1 ] && [ "$(wc -l <gpu.err)" -eq 1 ] && grep -qE 'loss is (nan|inf|-nan) at epoch' gpu.err
+  check "--device $gpu: a loss that is not finite stops the run" $?
+fi
+
 # -- Mistakes -----------------------------------------------------------------------------------------
 # refuse STATUS PATTERN ARGUMENTS: exactly one line on stderr, which matches, and that exit status.
 refuse() {
@@ -338,11 +359,9 @@ refuse 2 '--device gpu: .* auto, cuda, cpu, cpu-bf16, reference or simt is' --de
 "$train" --lr 1e30 --momentum 0 --smoothing 0 --mixup-alpha 0 --width 1024 --batch 1 --plan >/dev/null &&
   "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null
 check "options take the ends of their ranges" $?
-if ! nvidia-smi >/dev/null 2>&1; then
-  refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
-  "$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
-  check "--device auto without a GPU: says so, and takes the CPU" $?
-fi
+refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
+"$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
+check "--device auto without a GPU: says so, and takes the CPU" $?
 refuse 2 '^train: --eval only tests .*: leave --resume away$' --resume --eval x
 for option in init trace checkpoint keep-every epochs lr weight-decay mixup-alpha gamma milestones; do
   refuse 2 "^train: --eval only tests the weights of its file: leave --$option away$" --eval x --$option 1
