@@ -7,6 +7,7 @@
 
 #include "run/files.h"
 #include "run/random.h"
+#include <ctype.h>
 #include <string.h>
 
 enum { TRAIN_FILES = 5, FILES = TRAIN_FILES + 1 };
@@ -53,7 +54,8 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
     enum { ROOM = sizeof data->class_names[0] };
     int length = 0;
     for (; text < end && *text != '\n'; text++)
-      if (*text != '\r' && length < ROOM - 1) data->class_names[i][length++] = *text;
+      if (!iscntrl((unsigned char)*text) && length < ROOM - 1)
+        data->class_names[i][length++] = *text;
     if (text < end) text++;
     data->class_names[i][length] = 0;
     if (!data->class_names[i][0]) snprintf(data->class_names[i], ROOM, "class %d", i);
@@ -98,10 +100,8 @@ static bool read_files(const char *directory, uint8_t *bytes[FILES], size_t size
     snprintf(path, sizeof path, "%s/%s", directory, file_names[i]);
     bytes[i] = file_read(path, &sizes[i], e);
     if (bytes[i]) continue;
-    snprintf(e->text + strlen(e->text), sizeof e->text - strlen(e->text), "%s",
-             "; `make data` gets CIFAR-10, --data DIR names another place");
     for (int j = 0; j < i; j++) free(bytes[j]);
-    return false;
+    return fail_also(e, "; `make data` gets CIFAR-10, --data DIR names another place");
   }
   return true;
 }

@@ -123,8 +123,7 @@ static bool keep_step(trainer *t, error *e) {
 // output, and a test loss that looks sound: hence the look at the statistics.
 static bool test_is_finite(const trainer *t, const score *test, error *e) {
   const char *stays = t->saved ? ". The last checkpoint stays as it is" : "";
-  const char *bad = network_bad_weight(&t->network);
-  if (!bad) bad = network_bad_statistic(&t->network);
+  const char *bad = network_bad_tensor(&t->network);
   if (bad)
     return fail(e, "%s is not finite after epoch %d; try a smaller --lr (it was %g)%s", bad,
                 t->at.epoch, learning_rate_of(&t->options, t->at.epoch), stays);

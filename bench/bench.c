@@ -1,4 +1,4 @@
-// bench.c - how fast a device is: the operations of a training step, one by one, beside what the machine
+// bench/bench.c - how fast a device is: the operations of a training step, one by one, beside what the machine
 // could do at most, and whole steps beside PyTorch's.
 //
 //     make bench                     the `cpu` device; PYTHON=python3: one that can import torch;
@@ -87,6 +87,14 @@ static void bench_open(bench *b, int width) {
   b->samples = on_device(samples, sizeof samples);
   b->step = on_device(&step, sizeof step);
   b->result = d->allocate(sizeof *b->result);
+}
+
+static void bench_close(bench *b) {
+  void *const arrays[] = {b->images, b->labels, b->samples, b->step, b->result};
+  for (int i = 0; i < 2; i++)
+    if (b->recorded[i]) d->recorder->forget(b->recorded[i]);
+  for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) d->release(arrays[i]);
+  network_free(&b->n);
 }
 
 static void mix(bench *b) {
@@ -291,7 +299,7 @@ static void report_operations(int width) {
   printf("together %.1f ms a training step, one by one: %.0f images/s%s\n", 1e3 * total,
          BATCH / total, d->fused ? "; a step does several at once" : "");
   fprintf(json, "\n  ],\n");
-  network_free(&b.n);
+  bench_close(&b);
 }
 
 // -- Whole steps ----------------------------------------------------------------------------------------
@@ -311,6 +319,7 @@ static void work(int width) {
     printf("%.6f %.6f\n", now() - start, read_clock(CLOCK_PROCESS_CPUTIME_ID) - start_cpu);
     fflush(stdout);
   }
+  bench_close(&b);
 }
 
 // `theirs` without a process: there is no PyTorch.

@@ -1,4 +1,4 @@
-// cards.h - what some GPUs can do at most, from their makers' papers, and the bound that follows.
+// bench/cards.h - what some GPUs can do at most, from their makers' papers, and the bound that follows.
 //
 // A kernel cannot end before its arithmetic is done, and not before its bytes have been moved. Both
 // can go on at the same time, so its least time is the longer of the two:

@@ -1,4 +1,4 @@
-// cost.cpp - what a step costs before any GPU has run it: `make cost`.
+// bench/cost.cpp - what a step costs before any GPU has run it: `make cost`.
 //
 // One step of training and one batch of testing, as the trainer does them, on the simulated GPU:
 // every launch, its arithmetic and its traffic, counted and not derived (simt/cost.cpp). Then what
@@ -38,7 +38,6 @@
 
 extern "C" {
 #include "network.h"
-const device *simt_device(bool plain);
 }
 
 enum { IMAGES = 512, MOST_ROWS = 64, TEST_BATCH = 100 };
@@ -78,7 +77,10 @@ static void add(row *r, const simt_launch &c, int launches) {
 static void note_launch(const simt_launch *c) {
   int i = 0;
   while (i < row_count && (strcmp(rows[i].kernel, c->kernel) || strcmp(rows[i].layer, layer))) i++;
-  if (i == MOST_ROWS) exit(1);
+  if (i == MOST_ROWS) {
+    fprintf(stderr, "cost: more than %d kinds of launches\n", (int)MOST_ROWS);
+    exit(1);
+  }
   if (i == row_count) rows[row_count++] = {c->kernel, layer, 0, {}, {}};
   add(&rows[i], *c, 1);
   for (int k = 0; k < CARDS; k++)
@@ -184,7 +186,7 @@ static void *on_device(const void *host, size_t bytes) {
   return memory;
 }
 
-// The operations of train.c's train_step and run/evaluate.c's test_batch.
+// The operations of a step of training (train.c) and of a batch of testing (run/evaluate.c).
 static void run_step(network *n, int batch, bool training) {
   static uint8_t bytes[IMAGES * IMAGE_BYTES], classes[IMAGES];
   sample *drawn = (sample *)allocate(batch * sizeof *drawn);

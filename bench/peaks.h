@@ -1,4 +1,4 @@
-// peaks.h - what this machine's processor and memory can do at most, measured: bench.c holds each
+// bench/peaks.h - what this machine's processor and memory can do at most, measured: bench.c holds each
 // operation against it.
 //
 // Multiply-adds on registers alone, on all threads, with more sums than a multiply-add takes cycles to

@@ -1,4 +1,4 @@
-// worker.h - for bench.c: processes that do steps when they are asked to, ours and PyTorch's. A worker says
+// bench/worker.h - for bench.c: processes that do steps when asked to, ours and PyTorch's. A worker says
 // its name in a line; "train 3" or "eval 3" on its standard input is answered by the seconds that so many
 // steps took, on the clock and of the processors.
 #ifndef WORKER_H

@@ -9,8 +9,6 @@
 #include "resnet18.h"
 #include "run/error.h"
 
-const device *cpu_bf16_device(bool *fast); // see run/devices.c
-
 void blocks_from_floats(bf16 *blocks, const real *values, activation_shape s) {
   const int channel_blocks = blocks_of(s.channels);
 #pragma omp parallel for

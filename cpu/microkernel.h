@@ -1,4 +1,4 @@
-// microkernel.h - matrix products in GCC's portable vectors: where a convolution spends its time.
+// cpu/microkernel.h - matrix products in GCC's portable vectors: where a convolution spends its time.
 //
 // A vector holds LANES floats. A block is ROWS x 2 vectors of sums that stay in registers: a
 // step loads 2 vectors and ROWS single floats (which the multiply-add spreads over its lanes) and

@@ -1,4 +1,4 @@
-// winograd.h - Winograd's method: a 3x3 convolution with a quarter of the products, or, with stride
+// cpu/winograd.h - Winograd's method: a 3x3 convolution with a quarter of the products, or, with stride
 // 2, with 9/16 of them.
 //
 // F(4x4, 3x3). In one dimension, 4 outputs y of a filter g of 3 taps over a window d of 6 inputs

@@ -9,11 +9,6 @@
 #include "run/error.h"
 #include <string.h>
 
-extern "C" {
-const device *cuda_device(bool plain, error *e); // see run/devices.c
-const device *simt_device(bool plain);
-}
-
 namespace GPU {
 
 #ifdef __CUDACC__
@@ -37,7 +32,8 @@ static const char *remedy(cudaError_t e) {
   case cudaErrorDevicesUnavailable:
     return "another program holds the GPU for itself alone";
   case cudaErrorLaunchTimeout:
-    return "the GPU also draws a screen, and may not work longer on one kernel: try a smaller --batch";
+    return "the GPU also draws a screen, and may not work longer on one kernel: try a smaller "
+           "--batch";
   case cudaErrorSystemNotReady:
   case cudaErrorSystemDriverMismatch:
   case cudaErrorCompatNotSupportedOnDevice:
@@ -64,7 +60,8 @@ static void *allocate_device(size_t bytes) {
 }
 
 static void release_device(void *memory) {
-  if (memory) check_cuda(cudaFree(memory), "cudaFree"); // cudaFree(NULL) would start CUDA where nobody has
+  if (memory)
+    check_cuda(cudaFree(memory), "cudaFree"); // cudaFree(NULL) would start CUDA where nobody has
 }
 
 // The copy is queued behind what has been launched. Small ones, a few for each step, go through a ring of
@@ -119,8 +116,7 @@ static cudaError_t find_architecture(int *architecture) {
   if (e != cudaSuccess) return e;
   say_architecture<<<1, 1>>>(there);
   e = cudaGetLastError();
-  if (e == cudaSuccess)
-    e = cudaMemcpy(architecture, there, sizeof *there, cudaMemcpyDeviceToHost);
+  if (e == cudaSuccess) e = cudaMemcpy(architecture, there, sizeof *there, cudaMemcpyDeviceToHost);
   const cudaError_t freed = cudaFree(there);
   return e == cudaSuccess ? freed : e;
 }

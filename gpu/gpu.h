@@ -60,7 +60,9 @@
 #ifndef GPU_H
 #define GPU_H
 
+extern "C" {
 #include "device.h"
+}
 
 #ifdef __CUDACC__
 #define GPU cuda // the namespace of everything that is compiled twice

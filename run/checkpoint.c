@@ -7,6 +7,8 @@
 #include <string.h>
 
 enum { TENSORS = PARAMETERS + STATISTICS + UNITS };
+static const int64_t MOST_BATCHES = (int64_t)1
+                                    << 53; // from there on doubles, of other programs, skip some
 
 // -- Layouts -------------------------------------------------------------------------------------
 
@@ -266,6 +268,9 @@ static bool extract_counters(const source *from, const network *n, int64_t *batc
     counter_name(name, sizeof name, &n->statistics_list[2 * i]);
     if (!find(from, &wanted, &t, e)) return false;
     memcpy(batches_tracked, t->data, sizeof *batches_tracked); // all norms count the same batches
+    if (*batches_tracked < 0 || *batches_tracked > MOST_BATCHES)
+      return fail(e, "%s: %s is %lld, which is no count of batches", from->path, name,
+                  (long long)*batches_tracked);
   }
   return true;
 }
@@ -426,7 +431,7 @@ bool checkpoint_set_aside(const char *directory, int *number, error *e) {
 static bool undo_set_aside(const file_names *f, const char *wanted, error *e) {
   char weights[4200], resume[4200];
   bool found = false;
-  for (int k = 1; k < 100000; k++) { // a disk that fails always would give no other end
+  for (int k = 1; k <= MOST_ASIDE; k++) { // a disk that fails always would give no other end
     snprintf(weights, sizeof weights, "%s.%d", f->weights, k);
     snprintf(resume, sizeof resume, "%s.%d", f->resume, k);
     if (!file_exists(resume) && !look_for(weights, wanted, &found, e)) return false;
@@ -447,12 +452,14 @@ static bool bring_together(const file_names *f, const char *wanted, error *e) {
 bool checkpoint_repair(const char *directory, error *e) {
   const file_names f = names_in(directory, CHECKPOINT_NAME);
   safetensors resume;
-  error unused;
   size_t size;
   if (!file_exists(f.resume)) return true;
   uint8_t *bytes = file_read(f.resume, &size, e);
   if (!bytes) return false;
-  if (!safetensors_parse(bytes, size, f.resume, &resume, &unused)) return true; // damaged
+  // Damaged: it is in nobody's way, unless what the next save would write over may be its weights.
+  if (!safetensors_parse(bytes, size, f.resume, &resume, e))
+    return !file_exists(f.new_weights) ||
+           fail_also(e, "; %s may have its weights: move both away", f.new_weights);
   const char *wanted = safetensors_value(&resume, "weights");
   const bool ok = !wanted || bring_together(&f, wanted, e);
   safetensors_free(&resume);

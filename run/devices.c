@@ -4,12 +4,6 @@
 #include "error.h"
 #include <string.h>
 
-// gpu.cu, compiled by nvcc where there is one (-DHAVE_CUDA), and by g++ on the simulator.
-const device *cuda_device(bool plain, error *e);
-const device *simt_device(bool plain);
-// cpu-bf16/device.c. Whether this machine makes it fast: it runs anywhere.
-const device *cpu_bf16_device(bool *fast);
-
 bool device_name_is_known(const char *name) {
   static const char *const known[] = {"auto",       "cpu",  "cpu-bf16",   "reference", "simt",
                                       "simt-plain", "cuda", "cuda-plain", NULL};

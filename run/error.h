@@ -5,7 +5,7 @@
 // 1, or 2 where the command line itself is wrong. So a test, or a fuzzer, can call such a function
 // with anything at all and go on.
 //
-//     if (!cifar_read(directory, &data, &e)) { fprintf(stderr, "train: %s\n", e.text); exit(1); }
+//     if (!directory_make(path, &e)) { fprintf(stderr, "train: %s\n", e.text); exit(1); }
 #ifndef ERROR_H
 #define ERROR_H
 

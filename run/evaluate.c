@@ -194,8 +194,8 @@ static bool test_and_print(trainer *t, log_file *bins, log_file *figures, error 
   const score s = score_images(t, o->eval_train ? 0 : train, images, &sums);
   if (s.images < images) return true; // stopped: process_end says why
   if (!isfinite(s.loss) || !isfinite(s.nll))
-    return fail(e, "%s: the test loss is %g: weights so large that the logits overflow", o->eval,
-                isfinite(s.loss) ? s.nll : s.loss);
+    return fail(e, "%s: the %s loss is %g: weights so large that the logits overflow", o->eval,
+                name_of_set(o), isfinite(s.loss) ? s.nll : s.loss);
   print_evaluation(t, &s, &sums, whose_smoothing);
   return (!o->bins[0] || write_bins(bins, &sums, e)) &&
          (!o->log[0] || write_figures(figures, t, &s, &sums, e));

@@ -10,8 +10,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MOST_ASIDE = 100000 }; // names tried for a file that is moved aside
-
 bool file_exists(const char *path) {
   struct stat status;
   return stat(path, &status) == 0 || (errno != ENOENT && errno != ENOTDIR);
@@ -99,8 +97,7 @@ bool file_write(int handle, const void *bytes, size_t count) {
   return true;
 }
 
-// A directory's entries are data of their own: a rename is safe only once they are on the disk.
-static bool sync_directory_of(const char *path, error *e) {
+bool file_sync_name(const char *path, error *e) {
   char directory[4096];
   snprintf(directory, sizeof directory, "%s", path);
   char *slash = strrchr(directory, '/');
@@ -114,13 +111,9 @@ static bool sync_directory_of(const char *path, error *e) {
   return ok || fail(e, "%s: could not be synced: %s", directory, strerror(why));
 }
 
-bool file_sync_name(const char *path, error *e) {
-  return sync_directory_of(path, e);
-}
-
 bool file_replace(const char *from, const char *to, error *e) {
   if (rename(from, to) != 0) return fail(e, "%s: could not be replaced: %s", to, strerror(errno));
-  return sync_directory_of(to, e);
+  return file_sync_name(to, e);
 }
 
 bool directory_make(const char *path, error *e) {
@@ -130,7 +123,7 @@ bool directory_make(const char *path, error *e) {
     if (path[i] != '/' && path[i] != 0) continue;
     snprintf(part, i + 1, "%s", path);
     if (mkdir(part, 0777) == 0) {
-      if (!sync_directory_of(part, e)) return false;
+      if (!file_sync_name(part, e)) return false;
     } else if (errno != EEXIST) {
       return fail(e, "%s: could not be made: %s", part, strerror(errno));
     }

@@ -5,6 +5,8 @@
 #include "error.h"
 #include <stdint.h>
 
+enum { MOST_ASIDE = 100000 }; // names tried for a file that is moved aside
+
 // False only where nothing is there for certain. What a failing disk does not let us look at counts as
 // there: so it is not overwritten, and the next call that needs it says what is wrong.
 bool file_exists(const char *path);

@@ -69,14 +69,12 @@ static const char *first_bad(const device *d, const parameter *list, int count,
   return bad;
 }
 
-const char *network_bad_weight(const network *n) {
+const char *network_bad_tensor(const network *n) {
   const parameters *p = &n->parameters;
-  return first_bad(n->device, p->list, p->list_count, p->weight, p->count);
-}
-
-const char *network_bad_statistic(const network *n) {
-  return first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
-                   n->statistics_size);
+  const char *weight = first_bad(n->device, p->list, p->list_count, p->weight, p->count);
+  return weight ? weight
+                : first_bad(n->device, n->statistics_list, n->statistics_count, n->statistics,
+                            n->statistics_size);
 }
 
 static bool activations_finite(const network *n, const void *activations, activation_shape shape) {

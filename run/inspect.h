@@ -13,11 +13,10 @@ double network_flops(const network *n);
 // totals. The network may be described only.
 void network_print_plan(const network *n, FILE *out);
 
-// Each names the first tensor that holds a NaN or an infinity: among the weights, the running
-// statistics, or, in the order in which they are computed, the input, each activation that the last
+// Each names the first tensor that holds a NaN or an infinity: among what is saved, the weights and then the
+// running statistics, or, in the order in which they are computed, the input, each activation that the last
 // step of training stored, and the logits. NULL: all are finite. The text stays valid until the next call.
-const char *network_bad_weight(const network *n);
-const char *network_bad_statistic(const network *n);
+const char *network_bad_tensor(const network *n);
 const char *network_bad_activation(const network *n);
 
 #endif

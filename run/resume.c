@@ -19,20 +19,15 @@ static void print_fingerprint(const trainer *t, char text[METADATA_VALUE]) {
   snprintf(text, METADATA_VALUE, "%016" PRIx64, t->data.fingerprint);
 }
 
-static const char *bad_tensor(const network *n) {
-  const char *bad = network_bad_weight(n);
-  return bad ? bad : network_bad_statistic(n);
-}
-
 bool load_weights(trainer *t, const char *path, error *e) {
   if (!checkpoint_load(&t->network, path, stdout, e)) return false;
-  const char *bad = bad_tensor(&t->network);
+  const char *bad = network_bad_tensor(&t->network);
   return !bad || fail(e, "%s: %s is not finite", path, bad);
 }
 
 bool save_as(trainer *t, const char *name, error *e) {
   metadata state[SAVED_OPTIONS + POSITION_VALUES + 1];
-  const char *bad = bad_tensor(&t->network);
+  const char *bad = network_bad_tensor(&t->network);
   if (bad)
     return fail(e, "%s is not finite after step %lld: not saved%s; try a smaller --lr", bad,
                 (long long)t->at.step, t->saved ? ", the last checkpoint stays as it is" : "");

@@ -30,7 +30,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 // Static shared memory. One block runs at a time, so one copy is enough; as thread-local variables
 // all of it lies together, where watch.cpp finds it to poison it.

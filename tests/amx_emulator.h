@@ -1,4 +1,4 @@
-// amx_emulator.h - AMX on a processor that has none: carries out each tile instruction of the
+// tests/amx_emulator.h - AMX on a processor that has none: carries out each tile instruction of the
 // program when the processor refuses it, so that the very bytes that the compiler made are checked.
 //
 // An instruction that a processor does not know makes the kernel send SIGILL, with the registers at

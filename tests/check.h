@@ -1,4 +1,4 @@
-// check.h - all the test framework there is: a line a check, and "N passed, N failed" at the end.
+// tests/check.h - all the test framework there is: a line a check, and "N passed, N failed" at the end.
 #ifndef CHECK_H
 #define CHECK_H
 

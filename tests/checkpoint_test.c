@@ -1,4 +1,4 @@
-// checkpoint_test.c - that a checkpoint gives back what was saved, in PyTorch's names and layout; and
+// tests/checkpoint_test.c - that a checkpoint gives back what was saved, in PyTorch's names and layout; and
 // that nothing but a checkpoint of this network is loaded, whatever somebody may hand in. What
 // becomes of a checkpoint when a save is interrupted is crash_test.c's matter, and what becomes of a
 // file that is no safetensors file at all, safetensors_test.c's.
@@ -287,6 +287,19 @@ static void test_changed_tensors(const safetensors *s) {
   }
 }
 
+static void test_counters(const safetensors *s) {
+  static const int64_t counts[] = {-1, ((int64_t)1 << 53) + 1, INT64_MAX};
+  tensor list[TENSORS];
+  for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+    memcpy(list, s->tensors, sizeof list);
+    for (int j = 0; j < TENSORS; j++)
+      if (!strcmp(list[j].name, "layer4.1.bn2.num_batches_tracked"))
+        list[j].data = (const uint8_t *)&counts[i];
+    write_bad(list, TENSORS);
+    expect_load_refused("a counter that is no count", bad, "is no count of batches");
+  }
+}
+
 static void test_missing_and_extra(const safetensors *s) {
   tensor list[TENSORS + 1];
   memcpy(list, s->tensors, TENSORS * sizeof *list);
@@ -351,6 +364,7 @@ static void test_loading(void) {
   if (!check(safetensors_read(scratch_path(WEIGHTS), &s, &e), "the checkpoint %s", e.text)) return;
   test_precisions(&s);
   test_changed_tensors(&s);
+  test_counters(&s);
   test_missing_and_extra(&s);
   test_damaged_files(&s);
   safetensors_free(&s);

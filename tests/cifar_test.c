@@ -1,4 +1,4 @@
-// cifar_test.c - the reader of CIFAR-10's files, and the batches of an epoch.
+// tests/cifar_test.c - the reader of CIFAR-10's files, and the batches of an epoch.
 //
 // A small set in CIFAR-10's format, five files of 10 records and one of 7, is written into a
 // directory of its own and read back. Then it is damaged in one way after another; each time the
@@ -70,7 +70,8 @@ static void test_whole_set(void) {
 }
 
 static void test_names(void) {
-  static const char text[] = "airplane\r\n\nbird\na name that is longer than there is room for\n";
+  static const char text[] =
+      "air\x1bplane\r\n\nbird\na name that is longer than there is room for\n";
   dataset data;
   error e;
   scratch_write(scratch_path("batches.meta.txt"), text, sizeof text - 1);
@@ -80,7 +81,7 @@ static void test_names(void) {
               !strcmp(data.class_names[2], "bird") &&
               !strcmp(data.class_names[3], "a name that is longer t") &&
               !strcmp(data.class_names[9], "class 9"),
-          "names from batches.meta.txt: line ends, an empty line, a long one, too few");
+          "names from batches.meta.txt: a control character, an empty line, a long one, too few");
   check(strstr(data.description, "STAND-IN") != NULL, "a stand-in is called one");
   cifar_free(&data);
   write_set();

@@ -1,4 +1,4 @@
-// crash.h - for crash_test.c: the calls of a save, watched. These fsync(), rename(), malloc(), calloc() and
+// tests/crash.h - for crash_test.c: the calls of a save, watched. fsync(), rename(), malloc(), calloc() and
 // realloc() stand in front of the C library's.
 #ifndef CRASH_H
 #define CRASH_H

@@ -1,4 +1,4 @@
-// crash_test.c - that no save can cost the last good checkpoint: not a full disk, not a name that is
+// tests/crash_test.c - that no save can cost the last good checkpoint: not a full disk, not a name that is
 // taken, not kill -9, not a power cut.
 //
 // A save comes down to seven calls: fsync of the new weights, fsync of the new resume file, fsync of the
@@ -313,6 +313,15 @@ static void test_unreadable(void) {
                   scratch_path(names[i]), "not a file");
     check(file_exists(scratch_path(WEIGHTS ".new")), "and all stays as it was");
   }
+  error e = {""};
+  begin_with_a();
+  check(truncate(scratch_path(RESUME), 5000) == 0, "a resume file cut short");
+  check(checkpoint_repair(scratch_directory, &e), "is in nobody's way %s", e.text);
+  scratch_write(scratch_path(WEIGHTS ".new"), "new", 3);
+  check_refused(checkpoint_repair(scratch_directory, &e), &e,
+                "a damaged resume file beside new weights", scratch_path(RESUME),
+                "may have its weights");
+  check(file_exists(scratch_path(WEIGHTS ".new")), "and these stay");
 }
 
 // -- Full disks and names that are taken --------------------------------------------------------------

@@ -1,4 +1,4 @@
-// devices_test.c - one device against another, through the table that both fill: the cpu device,
+// tests/devices_test.c - one device against another, through the table that both fill: the cpu device,
 // which is made to be fast, against the reference, which is made to be read.
 //
 // Shapes: every distinct convolution of the network at widths 64, 16 and 8, taken from the network

@@ -1,4 +1,4 @@
-// faults.c - every call of a run struck in turn: nothing that was saved may be lost.
+// tests/faults.c - every call of a run struck in turn: nothing that was saved may be lost.
 //
 //     make faults                       all of it, in some minutes; FAULTS=N/M: the N-th of M parts
 //     build/gcc/tests/faults build/gcc/faults/train build/gcc/shapes over EIO 37   one case again

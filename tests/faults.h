@@ -1,4 +1,4 @@
-// faults.h - one run of a program, watched call by call, with one of its calls struck: faults.c has
+// tests/faults.h - one run of a program, watched call by call, with one of its calls struck: faults.c has
 // the reasons.
 #ifndef FAULTS_H
 #define FAULTS_H

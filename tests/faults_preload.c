@@ -1,4 +1,4 @@
-// faults_preload.c - what `make faults` preloads into the program that it strikes: see faults.c.
+// tests/faults_preload.c - what `make faults` preloads into the program that it strikes: see faults.c.
 //
 // The kernel sees every call that touches a file, but no malloc() that finds room in memory the
 // process has already. So each allocation here asks first, by a system call that no kernel has and the

@@ -1,4 +1,4 @@
-// faults_snapshot.h - what is in a run's directory, by the fingerprints of its files; for faults.c.
+// tests/faults_snapshot.h - what is in a run's directory, by the fingerprints of its files; for faults.c.
 #ifndef FAULTS_SNAPSHOT_H
 #define FAULTS_SNAPSHOT_H
 

@@ -1,4 +1,4 @@
-// faults_trace.c - a program under ptrace(2), with one of its calls struck; faults.h, faults.c.
+// tests/faults_trace.c - a program under ptrace(2), with one of its calls struck; faults.h, faults.c.
 //
 // A seccomp filter in the program stops it at the calls that touch files, and at those only: there the
 // tracer may change the call's registers. A number of -1 makes the kernel leave the call out, and what

@@ -1,4 +1,4 @@
-// formulas_test.c - the reference device's small operations against their formulas in device.h,
+// tests/formulas_test.c - the reference device's small operations against their formulas in device.h,
 // written down a second time, in another way and in double precision: mixing images, batch
 // normalisation with its running statistics, the loss, the optimiser.
 //

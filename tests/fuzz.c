@@ -1,4 +1,4 @@
-// fuzz.c - random bytes against all that reads what comes from elsewhere: files, settings in them, and
+// tests/fuzz.c - random bytes against all that reads what comes from elsewhere: files, settings in them, and
 // command lines; by libFuzzer, which changes inputs so that they reach code that no input reached before.
 //
 // The first byte of an input chooses what the rest is:

@@ -1,4 +1,4 @@
-// golden_test.c - one training step of the whole network against PyTorch's numbers.
+// tests/golden_test.c - one training step of the whole network against PyTorch's numbers.
 //
 // tests/golden.safetensors holds three steps as PyTorch does them in double precision (tests/golden.py
 // says what exactly, and made it): from initial weights at width 8 and 16, and from a state with

@@ -1,4 +1,4 @@
-// gradients_test.c - every gradient of the reference device, one operation at a time and the whole
+// tests/gradients_test.c - every gradient of the reference device, one operation at a time and the whole
 // network, against finite differences in double precision.
 //
 // A backward pass is a claim about its forward pass: "this is your derivative". The forward pass

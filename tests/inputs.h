@@ -1,4 +1,4 @@
-// inputs.h - what the numerical tests share: arrays that go away by themselves, random inputs,
+// tests/inputs.h - what the numerical tests share: arrays that go away by themselves, random inputs,
 // poisoned outputs, and comparisons in which a NaN wins.
 #ifndef INPUTS_H
 #define INPUTS_H

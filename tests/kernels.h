@@ -1,4 +1,4 @@
-// kernels.h - the machinery of kernels_test.c: arrays on a device between guard zones, the table of
+// tests/kernels.h - the machinery of kernels_test.c: arrays on a device between guard zones, the table of
 // results, and the processes that share the work. The cases themselves are over there.
 //
 // Arrays. A case makes arrays on a device with input(), output() and changed(), then calls run(),

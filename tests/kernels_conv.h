@@ -1,4 +1,4 @@
-// kernels_conv.h - the cases of conv.cu for kernels_test.c, which derives the tolerances.
+// tests/kernels_conv.h - the cases of conv.cu for kernels_test.c, which derives the tolerances.
 #ifndef KERNELS_CONV_H
 #define KERNELS_CONV_H
 

@@ -1,4 +1,4 @@
-// kernels_fused.h - the cases of device.h's fusions for kernels_test.c: each against the reference's
+// tests/kernels_fused.h - the cases of device.h's fusions for kernels_test.c: each against the reference's
 // operations that it replaces, one after another.
 //
 // What a fusion adds up, it adds up from the bf16 numbers that it stores; so sums are held against

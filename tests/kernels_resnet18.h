@@ -1,4 +1,4 @@
-// kernels_resnet18.h - the cases of resnet18.cu for kernels_test.c: batch normalisation, pool,
+// tests/kernels_resnet18.h - the cases of resnet18.cu for kernels_test.c: batch normalisation, pool,
 // linear. A formula of a few operations gets 2^-24 of its largest term for each of them; sums, what
 // kernels_test.c derives.
 #ifndef KERNELS_RESNET18_H

@@ -1,4 +1,4 @@
-// kernels_step.h - the cases of mixup.cu, smoothing.cu and sgd.cu for kernels_test.c: what stands
+// tests/kernels_step.h - the cases of mixup.cu, smoothing.cu and sgd.cu for kernels_test.c: what stands
 // at the beginning and the end of a step.
 #ifndef KERNELS_STEP_H
 #define KERNELS_STEP_H

@@ -1,4 +1,4 @@
-// kernels_test.c - every device that computes in bf16 against the reference: the CUDA kernels, plain
+// tests/kernels_test.c - every device that computes in bf16 against the reference: the CUDA kernels, plain
 // and fast, and the CPU's device cpu-bf16. One table of operation, shape, device, error, tolerance.
 // On every machine for the simulated devices and cpu-bf16, for `cuda` too where a GPU answers.
 //

@@ -1,4 +1,4 @@
-// log_files_test.c - what a disk can do to a log: a line that cannot be read back, one that cannot be
+// tests/log_files_test.c - what a disk can do to a log: a line that cannot be read back, one that cannot be
 // written, one that is not on the disk yet.
 //
 // This file puts its own getline(), fsync() and ftruncate() in front of the C library's, so that it

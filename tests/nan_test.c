@@ -1,4 +1,4 @@
-// nan_test.c - a NaN must not get lost: in every operation of every device, one NaN among the inputs
+// tests/nan_test.c - a NaN must not get lost: in every operation of every device, one NaN among the inputs
 // makes each output that depends on it a NaN.
 //
 // A run that diverges is stopped because its loss is no number, and the message names the first

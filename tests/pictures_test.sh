@@ -118,7 +118,9 @@ check "plot: the mean of two runs, and the band from the least to the most" $?
 check "plot: a real log" $?
 mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv && cp run.csv results/minutes/plain-2/train.csv &&
   cp bins.csv results/minutes/plain-2/bins.csv
-printf 'epoch,test_accuracy,train_accuracy\n0,0.5,0\n1,0.5,1\n' >other.csv # no test_nll, another order
+# Another program's: no test_nll, another order, an empty field, the line ends of DOS.
+printf 'note,epoch,test_accuracy,train_accuracy\r\n' | sed 's/note,epoch/epoch,note/' >other.csv
+printf '0,,0.5,0\r\n1,,0.5,1\r\n' >>other.csv
 mkdir -p results/published/both-1 && cp one.csv results/published/both-1/log.csv && cp other.csv results/published/notebook.csv
 here=$PWD
 (cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
@@ -133,6 +135,8 @@ check "plot: a log without the NLL: the two charts that both logs have" $?
 { cat one.csv; printf '2,1,1'; } >cut.csv
 refuse 1 'cut.csv: line 4 is not the row of epoch 2' "$plot" cut.csv -o out.svg
 refuse 1 'bins.csv: is no log' "$plot" bins.csv -o out.svg
+printf 'epoch,test_nll\n0,\n' >empty.csv
+refuse 1 'empty.csv: line 2 is not the row of epoch 0' "$plot" empty.csv -o out.svg
 printf 'epoch,test_nll\n0,1\n' >nll.csv
 refuse 1 'no column in common' "$plot" nll.csv other.csv -o out.svg
 refuse 1 'head.csv: has no epoch yet' "$plot" head.csv -o out.svg

@@ -1,4 +1,4 @@
-// precisions.h - for checkpoint_test.c: files of weights that are not F32, and what they are worth.
+// tests/precisions.h - for checkpoint_test.c: files of weights that are not F32, and what they are worth.
 #ifndef PRECISIONS_H
 #define PRECISIONS_H
 

@@ -1,4 +1,4 @@
-// random_test.c - are the random numbers what they claim to be?
+// tests/random_test.c - are the random numbers what they claim to be?
 //
 // Philox against the known answers of its authors' library (Random123, kat_vectors); then each
 // distribution against its moments and its exact distribution function. The tests of distributions

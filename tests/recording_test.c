@@ -1,4 +1,4 @@
-// recording_test.c - a step that is recorded and replayed (gpu/recording.cu) beside the same operations
+// tests/recording_test.c - a step that is recorded and replayed (gpu/recording.cu) beside the same operations
 // called one by one: the same bits in weights, momenta, statistics and results, after several steps with
 // full and short batches, on `simt` and, where a GPU answers, on `cuda` and `cuda-plain`.
 //

@@ -1,4 +1,4 @@
-// safetensors_files.h - for safetensors_test.c: headers that have to be read, and headers that have to be
+// tests/safetensors_files.h - for safetensors_test.c: headers that have to be read, and headers that have to be
 // refused, each with what the line of the refusal says.
 #ifndef SAFETENSORS_FILES_H
 #define SAFETENSORS_FILES_H

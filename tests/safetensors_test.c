@@ -1,4 +1,4 @@
-// safetensors_test.c - the reader and the writer of safetensors files, on files in memory.
+// tests/safetensors_test.c - the reader and the writer of safetensors files, on files in memory.
 //
 // What the format allows must be read, whoever wrote it: names and values of any length, escapes, every
 // dtype, 200,000 tensors. Everything else must be refused in one line. A table holds

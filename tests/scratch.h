@@ -1,4 +1,4 @@
-// scratch.h - for the tests that write files: a directory of their own, and what the line of a
+// tests/scratch.h - for the tests that write files: a directory of their own, and what the line of a
 // refusal must look like.
 #ifndef SCRATCH_H
 #define SCRATCH_H

@@ -1,4 +1,4 @@
-// simt_broken.h - a small broken kernel for each kind of mistake that the simulator has to catch.
+// tests/simt_broken.h - a small broken kernel for each kind of mistake that the simulator has to catch.
 //
 // A line of a kernel that FIRST or SECOND marks has to be named in the report.
 #ifndef SIMT_BROKEN_H

@@ -1,4 +1,4 @@
-// simt_legal.h - kernels with unusual but legal code: the simulator has to let them pass, and their
+// tests/simt_legal.h - kernels with unusual but legal code: the simulator has to let them pass, and their
 // results have to be right.
 #ifndef SIMT_LEGAL_H
 #define SIMT_LEGAL_H

@@ -1,4 +1,4 @@
-// simt_test.cpp - does the simulator catch what it claims to, and nothing else?
+// tests/simt_test.cpp - does the simulator catch what it claims to, and nothing else?
 //
 // Each broken kernel of simt_broken.h runs in a child process, forward and with warps and lanes
 // reversed, and must end with one line that names the mistake, the kernel, and the lines that are

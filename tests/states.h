@@ -1,4 +1,4 @@
-// states.h - two random states of a network, for the tests of checkpoints, and what they need to see
+// tests/states.h - two random states of a network, for the tests of checkpoints, and what they need to see
 // that a state came back to the bit.
 #ifndef STATES_H
 #define STATES_H

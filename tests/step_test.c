@@ -1,4 +1,4 @@
-// step_test.c - whole training steps on the CUDA kernels (simulated, and on a GPU where one
+// tests/step_test.c - whole training steps on the CUDA kernels (simulated, and on a GPU where one
 // answers) and on cpu-bf16, beside the reference, from equal states at several places of a run: loss, logits, every
 // gradient, running statistics, and the weights and momenta after the step. kernels_test.c holds
 // each kernel against the reference by itself; this is about all of them together, in the network's

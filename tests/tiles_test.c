@@ -1,4 +1,4 @@
-// tiles_test.c - the CPU's tensor cores: the product of blocks by AMX's instructions against the plain
+// tests/tiles_test.c - the CPU's tensor cores: the product of blocks by AMX's instructions against the plain
 // one, and what the layout in blocks promises.
 //
 // The instructions. Where the processor has them and the kernel permits them, they run; elsewhere

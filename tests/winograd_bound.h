@@ -1,4 +1,4 @@
-// winograd_bound.h - how far rounding may take an element that Winograd's method computed.
+// tests/winograd_bound.h - how far rounding may take an element that Winograd's method computed.
 //
 // An element is a sum over the points of its tile and over N products at each point,
 //

@@ -1,4 +1,4 @@
-// wiring.h - for wiring_test.c: a small data set, a run of ./train on it, what the run left (its trace,
+// tests/wiring.h - for wiring_test.c: a small data set, a run of ./train on it, what the run left (its trace,
 // its log and the states it kept), and what random.h says that it had to draw. What a step computes
 // stands in wiring_test.c.
 #ifndef WIRING_H

@@ -1,4 +1,4 @@
-// wiring_test.c - from the command line to the arithmetic: does each option of the recipe reach the
+// tests/wiring_test.c - from the command line to the arithmetic: does each option of the recipe reach the
 // operation that it is meant for, and nothing else?
 //
 // Other tests hold every operation against its formula. None of them would notice a trainer that

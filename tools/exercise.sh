@@ -50,7 +50,7 @@ try() { # N FILE
   echo "solved: exercise $1"
 }
 
-mkdir -p $state || exit 1
+mkdir -p "$state" || exit 1
 case "$#" in
 0) list ;;
 1 | 2)

@@ -157,6 +157,8 @@ all() {
 
 # Mean and, of several seeds, the standard deviation of one figure in the files of a variant's complete runs.
 mean_of() { # VARIANT FILE COLUMN FACTOR FORMAT
+  local run files=(/dev/null)
+  for run in "$results/$1"-*/train.csv; do [ ! -e "$run" ] || files+=("${run%train.csv}$2"); done
   awk -F, -v name="$3" -v factor="$4" -v format="$5" '
     FNR == 1 { for (i = 1; i <= NF; i++) if ($i == name) column = i }
     FNR == 2 { x = factor * $column; n++; sum += x; squares[n] = x }
@@ -165,7 +167,7 @@ mean_of() { # VARIANT FILE COLUMN FACTOR FORMAT
       if (n > 1) printf format " ± " format, sum / n, sqrt(variance)
       else if (n) printf format, sum / n
       else printf "-"
-    }' $(ls "$results/$1"-*/train.csv 2>/dev/null | sed "s/train.csv$/$2/") </dev/null
+    }' "${files[@]}"
 }
 
 # As Markdown. Every run that was begun is in it, or named below it.

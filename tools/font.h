@@ -3,12 +3,11 @@
 #ifndef FONT_H
 #define FONT_H
 
-enum { GLYPH_WIDTH = 5, GLYPH_HEIGHT = 9 };
+enum { GLYPH_WIDTH = 5 };
 
 typedef struct {
   char letter;
-  const char
-      *rows; // GLYPH_HEIGHT times GLYPH_WIDTH characters and a space; white at the end left out
+  const char *rows; // 9 times GLYPH_WIDTH characters and a space; white at the end left out
 } glyph;
 
 // clang-format off

@@ -20,12 +20,16 @@ out=${PICTURES:-$([ -n "${DATA:-}" ] && echo build/pictures || echo course/pictu
 data=${DATA:-build/pictures/shapes} weights=${WEIGHTS:-}
 mkdir -p "$out" build/pictures
 
-[ -n "${DATA:-}" ] || [ -e "$data" ] || "$SHAPES" --seed 1 --train 5000 --test 1000 "$data"
+# The test images come last: without them, a set is one that was interrupted.
+[ -n "${DATA:-}" ] || [ -e "$data/test_batch.bin" ] || "$SHAPES" --seed 1 --train 5000 --test 1000 "$data"
 if [ -z "$weights" ]; then
   weights=build/pictures/network$([ -z "${DATA:-}" ] || cksum <<<"$DATA" | cut -d ' ' -f 1)
-  [ -e "$weights/resnet18_cifar10.safetensors" ] ||
+  if [ ! -e "$weights/resnet18_cifar10.safetensors" ]; then
+    rm -rf "$weights.part" # of one that was interrupted
     "$TRAIN" --data "$data" --train-images 5000 --width 16 --batch 64 --lr 0.05 --epochs 3 \
-      --milestones 2 --checkpoint "$weights" | grep '^epoch .* test\|^done'
+      --milestones 2 --checkpoint "$weights.part" | grep '^epoch .* test\|^done'
+    mv "$weights.part" "$weights"
+  fi
   weights=$weights/resnet18_cifar10.safetensors
 fi
 
@@ -45,17 +49,21 @@ draw winograd winograd.svg
 [ -n "${SHEET:-}" ] || "$build/bench/cost" >build/pictures/step.txt
 draw roofline "step=${SHEET:-build/pictures/step.txt}" roofline.svg
 
-# named FILE: VARIANT=.../VARIANT-SEED/FILE for each run, the variants in the table's order.
-named() {
+# name FILE: sets `named` to VARIANT=.../VARIANT-SEED/FILE for each run, the variants in the table's order.
+name() {
   local variant path
+  named=()
   for variant in plain mixup smoothing both; do
-    for path in "$results/$variant"-*/"$1"; do [ ! -e "$path" ] || echo "$variant=$path"; done
+    for path in "$results/$variant"-*/"$1"; do [ ! -e "$path" ] || named+=("$variant=$path"); done
   done
 }
-if [ -n "$(named train.csv)" ]; then
-  "$build/plot" $(named log.csv) -o "$out/curves.svg"
+name train.csv
+if [ ${#named[@]} -gt 0 ]; then
+  name log.csv
+  "$build/plot" "${named[@]}" -o "$out/curves.svg"
   echo "$out/curves.svg"
-  draw reliability $(named bins.csv) reliability.svg
+  name bins.csv
+  draw reliability "${named[@]}" reliability.svg
 else
   echo "no curves and no reliability: nothing of \`make experiment\` is complete in $results"
 fi

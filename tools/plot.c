@@ -12,6 +12,7 @@
 // where every log has its column.
 #include "svg.h"
 
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -44,12 +45,22 @@ typedef struct {
   const char *out;
 } request;
 
+// Cuts the next field off a line; NULL behind the last one.
+static char *next_field(char **line) {
+  char *field = *line;
+  if (!field) return NULL;
+  char *end = field + strcspn(field, ",\r\n");
+  *line = *end == ',' ? end + 1 : NULL;
+  *end = 0;
+  return field;
+}
+
 // Where each figure's column is, from the line of headings. False where it has none of them.
 static bool find_columns(char *headings, int columns[FIGURES]) {
   bool found = false;
   for (int i = 0; i < FIGURES; i++) columns[i] = -1;
   int number = 0;
-  for (char *name = strtok(headings, ",\n"); name; name = strtok(NULL, ",\n"), number++)
+  for (char *name = next_field(&headings); name; name = next_field(&headings), number++)
     for (int i = 0; i < FIGURES; i++)
       if (!strcmp(name, figures[i].column)) columns[i] = number, found = true;
   return found;
@@ -59,12 +70,16 @@ static bool find_columns(char *headings, int columns[FIGURES]) {
 static bool read_row(char *line, run_log *log) {
   double row[COLUMNS];
   int count = 0;
-  for (char *field = strtok(line, ",\n"); field && count < COLUMNS; field = strtok(NULL, ",\n"))
-    row[count++] = strtod(field, NULL);
+  for (char *field; count < COLUMNS && (field = next_field(&line)); count++) {
+    char *end;
+    row[count] = strtod(field, &end);
+    if (end == field || *end) row[count] = NAN; // it says something else
+  }
   if (count == 0 || row[0] != log->epochs) return false; // epochs count from 0
   for (int i = 0; i < FIGURES; i++) {
-    if (log->column[i] >= count) return false;
-    if (log->column[i] >= 0) log->value[i][log->epochs] = row[log->column[i]] * figures[i].factor;
+    if (log->column[i] < 0) continue;
+    if (log->column[i] >= count || isnan(row[log->column[i]])) return false;
+    log->value[i][log->epochs] = row[log->column[i]] * figures[i].factor;
   }
   log->epochs++;
   return true;
@@ -73,7 +88,7 @@ static bool read_row(char *line, run_log *log) {
 static bool read_log(run_log *log, error *e) {
   char line[1024];
   FILE *in = fopen(log->path, "r");
-  if (!in) return fail(e, "%s: cannot be opened", log->path);
+  if (!in) return fail(e, "%s: cannot be opened: %s", log->path, strerror(errno));
   bool ok = fgets(line, sizeof line, in) && find_columns(line, log->column);
   if (!ok) fail(e, "%s: is no log of ./train --log: its headings are others", log->path);
   while (ok && fgets(line, sizeof line, in)) {
@@ -81,6 +96,7 @@ static bool read_log(run_log *log, error *e) {
     if (ok && !(ok = read_row(line, log)))
       fail(e, "%s: line %d is not the row of epoch %d", log->path, log->epochs + 2, log->epochs);
   }
+  if (ok && ferror(in)) ok = fail(e, "%s: could not be read", log->path);
   fclose(in);
   if (ok && log->epochs == 0) return fail(e, "%s: has no epoch yet", log->path);
   return ok;

@@ -256,7 +256,10 @@ static bool same_bits(const problem *p, const output *o, const real *a, const re
 // As run_once. cost, if it is not NULL: what `kernel` costs meanwhile, for each result.
 static void run_counted(const device *d, const problem *p, run_function *run, const char *kernel,
                         real *got[MOST_OUTPUTS], exercise_cost *cost) {
-  if (!cost) return run_once(d, p, run, got);
+  if (!cost) {
+    run_once(d, p, run, got);
+    return;
+  }
   const exercise_cost before = simt_exercise_cost(kernel);
   const double results = (double)count_of(&p->out[0]);
   simt_counting = true;
