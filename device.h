@@ -414,11 +414,10 @@ static inline size_t activation_size(const device *d, activation_shape s) {
 
 extern const device reference_device;      // reference/device.c
 const device *cpu_device(void);            // cpu/device.c
-const device *cpu_bf16_device(bool *fast); // cpu-bf16/device.c; fast: on AMX
-const device *
-cuda_device(bool plain,
-            error *e); // gpu/gpu.cu, by nvcc; NULL, with a line in e: no GPU can be used
-const device *simt_device(bool plain); // gpu/gpu.cu, on the simulator
+const device *cpu_bf16_device(bool *fast); // cpu-bf16/device.c. fast: on AMX
+const device *simt_device(bool plain);     // gpu/gpu.cu, compiled by g++ on the simulator
+// gpu/gpu.cu, where nvcc compiled it. NULL, with a line in e: no GPU can be used.
+const device *cuda_device(bool plain, error *e);
 
 // "reference", "cpu", "cpu-bf16", "simt", "cuda", with "-plain" behind the last two for the plain
 // kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and the

@@ -7,8 +7,7 @@
 #include <string.h>
 
 enum { TENSORS = PARAMETERS + STATISTICS + UNITS };
-static const int64_t MOST_BATCHES = (int64_t)1
-                                    << 53; // from there on doubles, of other programs, skip some
+static const int64_t MOST_BATCHES = 1LL << 53; // beyond it, other programs' doubles skip some
 
 // -- Layouts -------------------------------------------------------------------------------------
 
