@@ -35,7 +35,7 @@
 //
 // An average product is 0.64 R / sqrt(K): for the largest K here, 4608, three times that slack, for
 // 576 sixty times. R comes from the cpu device, run on squares (devices_test.c holds it against
-// the reference).
+// the reference), with what Winograd's method may lose of it added (conv_slack).
 //
 // Everything else is a formula with a few operations: 2^-24 of the largest intermediate result for
 // each of them, stated where it is used.
