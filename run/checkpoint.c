@@ -3,7 +3,6 @@
 #include "checkpoint.h"
 
 #include "files.h"
-#include <math.h>
 #include <string.h>
 
 enum { TENSORS = PARAMETERS + STATISTICS + UNITS };
@@ -61,39 +60,6 @@ static bool precision_is_known(const char *dtype) {
   for (int i = 0; i < PRECISIONS; i++)
     if (!strcmp(dtype, precisions[i])) return true;
   return false;
-}
-
-// IEEE 754's binary16: a sign, 5 bits of exponent + 15, 10 bits behind the leading 1, which the smallest
-// numbers (exponent bits 0) do not have. Every one of them is a float as well.
-static float half_to_float(uint16_t half) {
-  const int exponent = half >> 10 & 31, fraction = half & 1023;
-  const float size = exponent == 31  ? fraction ? NAN : INFINITY
-                     : exponent == 0 ? ldexpf((float)fraction, -24)
-                                     : ldexpf((float)(1024 + fraction), exponent - 25);
-  return half & 0x8000 ? -size : size;
-}
-
-// A tensor of one of the precisions. memcpy, because the file's bytes may not be aligned.
-static void to_floats(const tensor *t, float *floats, size_t count) {
-  const size_t bytes = t->bytes / count;
-  for (size_t i = 0; i < count; i++) {
-    const uint8_t *from = t->data + i * bytes;
-    uint16_t half;
-    double number;
-    if (bytes == 4) {
-      memcpy(&floats[i], from, 4);
-    } else if (bytes == 8) {
-      memcpy(&number, from, 8);
-      floats[i] = (float)number;
-    } else {
-      memcpy(&half, from, 2);
-      const uint32_t upper = (uint32_t)half << 16; // bfloat16 is a float's upper half
-      if (t->dtype[0] == 'B')
-        memcpy(&floats[i], &upper, 4);
-      else
-        floats[i] = half_to_float(half);
-    }
-  }
 }
 
 // -- Saving ------------------------------------------------------------------------------------------
@@ -252,7 +218,7 @@ static bool extract(const source *from, const parameter *list, int count, const 
     const tensor *t, wanted = describe_tensor(&list[i], name, NULL);
     if (!find(from, &wanted, &t, e)) return false;
     float *floats = allocate(wanted.bytes);
-    to_floats(t, floats, list[i].count);
+    safetensors_to_floats(t, floats, list[i].count);
     reorder(&list[i], host + list[i].offset, floats, false);
     free(floats);
   }

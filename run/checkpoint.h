@@ -66,7 +66,7 @@ bool checkpoint_claim(const char *directory, error *e);
 // Brings a pair of files together again that a crash of checkpoint_save or checkpoint_set_aside left
 // under two names. True also where there is nothing to do; damaged files stay as they are. False, with
 // a line in e, where a file cannot be read now (its disk, its owner), because then nothing can be told
-// of it, or cannot be moved.
+// of it, or cannot be moved; and where the resume file is damaged and a .new beside it may be its weights.
 bool checkpoint_repair(const char *directory, error *e);
 
 // Moves the checkpoints that are in DIR already out of a new run's way, to names ending in .K: the last

@@ -6,6 +6,7 @@
 #include "json.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -227,6 +228,41 @@ const char *safetensors_value(const safetensors *s, const char *key) {
   const metadata_read *found =
       bsearch(&wanted, s->metadata, s->metadata_count, sizeof wanted, by_key);
   return found ? found->value : NULL;
+}
+
+// -- From numbers to floats --------------------------------------------------------------------------
+
+// IEEE 754's binary16: a sign, 5 bits of exponent + 15, 10 bits behind the leading 1, which the smallest
+// numbers (exponent bits 0) do not have. Every one of them is a float as well.
+static float half_to_float(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const float size = exponent == 31  ? fraction ? NAN : INFINITY
+                     : exponent == 0 ? ldexpf((float)fraction, -24)
+                                     : ldexpf((float)(1024 + fraction), exponent - 25);
+  return half & 0x8000 ? -size : size;
+}
+
+// memcpy, because the file's bytes may not be aligned.
+void safetensors_to_floats(const tensor *t, float *floats, size_t count) {
+  const size_t bytes = t->bytes / count;
+  for (size_t i = 0; i < count; i++) {
+    const uint8_t *from = t->data + i * bytes;
+    uint16_t half;
+    double number;
+    if (bytes == 4) {
+      memcpy(&floats[i], from, 4);
+    } else if (bytes == 8) {
+      memcpy(&number, from, 8);
+      floats[i] = (float)number;
+    } else {
+      memcpy(&half, from, 2);
+      const uint32_t upper = (uint32_t)half << 16; // bfloat16 is a float's upper half
+      if (t->dtype[0] == 'B')
+        memcpy(&floats[i], &upper, 4);
+      else
+        floats[i] = half_to_float(half);
+    }
+  }
 }
 
 // -- Writing ---------------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ void safetensors_free(safetensors *s);
 const tensor *safetensors_find(const safetensors *s, const char *name);
 const char *safetensors_value(const safetensors *s, const char *key);
 
+// The tensor's `count` elements, of F32, F16, BF16 or F64, as floats: an F64 is rounded, the others are floats.
+void safetensors_to_floats(const tensor *t, float *floats, size_t count);
+
 // Writes the file, has it reach the disk (fsync), and reads it back: it must have the size and the
 // fingerprint of what was written, and a header that safetensors_parse takes. On failure (a full disk,
 // no memory) the file is removed, and e says why. Names, keys and values must need no escapes in JSON.
