@@ -63,18 +63,19 @@ grep -q '^resumed' stopped/minutes/both-2/output &&
   cmp -s {whole,stopped}/minutes/both-2/test.csv && [ "$(wc -l <stopped/minutes/both-2/log.csv)" -eq 31 ]
 check "stopped and resumed: the bits and the log of a run never stopped" $?
 
-# 50 and 70 %: mean 60, standard deviation 20 / sqrt(2). A third run was stopped between its two tests.
+# 50 and 70 %: mean 60, standard deviation 20 / sqrt(2). A third run was stopped between its two tests. A blank in
+# the name of the directory does no harm.
 for pair in '2 0.5' '3 0.7'; do
-  mkdir -p "made/minutes/mixup-${pair% *}"
+  mkdir -p "ma de/minutes/mixup-${pair% *}"
   printf 'set,accuracy,nll,confidence,calibration_error,data\ntest,%s,1,0.5,0.25,cifar10\n' "${pair#* }" \
-    | tee "made/minutes/mixup-${pair% *}/"{test,train}.csv >/dev/null
+    | tee "ma de/minutes/mixup-${pair% *}/"{test,train}.csv >/dev/null
 done
-mkdir made/minutes/mixup-4 && sed 's/,0.7,/,0.9,/' made/minutes/mixup-3/test.csv >made/minutes/mixup-4/test.csv
-RESULTS=made "$experiment" table | grep -qx \
+mkdir 'ma de/minutes/mixup-4' && sed 's/,0.7,/,0.9,/' 'ma de/minutes/mixup-3/test.csv' >'ma de/minutes/mixup-4/test.csv'
+RESULTS='ma de' "$experiment" table | grep -qx \
   '| mixup | 2 | 60.00 ± 14.14 | 1.000 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | 60.00 ± 14.14 |' &&
-  RESULTS=made "$experiment" table | grep -qx '| plain | 0 | - | - | - | - | - |'
+  RESULTS='ma de' "$experiment" table | grep -qx '| plain | 0 | - | - | - | - | - |'
 check "the table: mean and standard deviation" $?
-RESULTS=made "$experiment" table | grep -qx 'not complete: mixup-4, 0 of 2 epochs'
+RESULTS='ma de' "$experiment" table | grep -qx 'not complete: mixup-4, 0 of 2 epochs'
 check "of complete runs; another one is named" $?
 
 refuse 'RECIPE=hours: .* minutes, evening or published is' env RECIPE=hours "$experiment" all

@@ -116,14 +116,14 @@ grep -q 'points="62.0,206.5 312.0,111.5 "' seeds.svg && grep -q 'points="62.0,25
 check "plot: the mean of two runs, and the band from the least to the most" $?
 "$plot" run.csv -o run.svg && python3 -c 'import xml.dom.minidom; xml.dom.minidom.parse("run.svg")'
 check "plot: a real log" $?
-mkdir -p results/minutes/plain-2 && cp run.csv results/minutes/plain-2/log.csv && cp run.csv results/minutes/plain-2/train.csv &&
-  cp bins.csv results/minutes/plain-2/bins.csv
+plain='re sults/minutes/plain-2' published='re sults/published' # blanks do no harm
+mkdir -p "$plain" && cp run.csv "$plain/log.csv" && cp run.csv "$plain/train.csv" && cp bins.csv "$plain/bins.csv"
 # Another program's: no test_nll, another order, an empty field, the line ends of DOS.
 printf 'note,epoch,test_accuracy,train_accuracy\r\n' | sed 's/note,epoch/epoch,note/' >other.csv
 printf '0,,0.5,0\r\n1,,0.5,1\r\n' >>other.csv
-mkdir -p results/published/both-1 && cp one.csv results/published/both-1/log.csv && cp other.csv results/published/notebook.csv
+mkdir -p "$published/both-1" && cp one.csv "$published/both-1/log.csv" && cp other.csv "$published/notebook.csv"
 here=$PWD
-(cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS=$here/results PICTURES=$here/all \
+(cd "$root" && DATA=$here/data WEIGHTS=$here/run/resnet18_cifar10.safetensors RESULTS="$here/re sults" PICTURES=$here/all \
   SHEET=$here/sheet.txt \
   BUILD=$(dirname "$pictures") TRAIN=$train SHAPES=$shapes tools/pictures.sh) >all.out 2>&1 && [ "$(ls all | wc -l)" -eq 13 ]
 check "make pictures: all thirteen, from results too" $?
