@@ -195,8 +195,8 @@ static bool test_pass(const layer *l, const layer *absolutes, pass p) {
 }
 
 // The two operations of evaluation done as one, against the two: the same bits, on any number of
-// threads. option: residual sum and ReLU.
-static bool test_inference(const layer *l, bool option) {
+// threads.
+static bool test_inference(const layer *l, bool with_residual, bool relu) {
   const conv_shape *s = &l->shape;
   const int channels = s->out_channels;
   const norm_shape shape = {s->batch * s->out_height * s->out_width, channels, s->batch};
@@ -204,16 +204,16 @@ static bool test_inference(const layer *l, bool option) {
   const guarded residual = guarded_input(l->dy.count, GUARD);
   const float *gamma = n.data, *beta = gamma + channels, *mean = beta + channels;
   const float *variance = absolute(mean + channels, channels);
-  const float *added = option ? residual.data : NULL;
+  const float *added = with_residual ? residual.data : NULL;
   float *z = poison(l->dy.count), *expected = poison(l->dy.count);
   const int usual = omp_get_max_threads();
   bool good = true;
   cpu->conv_forward(s, z, l->x.data, l->w.data, NULL);
-  cpu->norm_inference(&shape, expected, z, gamma, beta, added, option, mean, variance);
+  cpu->norm_inference(&shape, expected, z, gamma, beta, added, relu, mean, variance);
   for (int threads = 1; threads <= 3; threads++) {
     guarded y = guarded_array(l->dy.count, GUARD, SENTINEL);
     omp_set_num_threads(threads);
-    cpu->conv_norm_inference(s, y.data, l->x.data, l->w.data, gamma, beta, added, option, mean,
+    cpu->conv_norm_inference(s, y.data, l->x.data, l->w.data, gamma, beta, added, relu, mean,
                              variance);
     good &= !memcmp(expected, y.data, y.count * sizeof(float)) && guards_intact(&y);
   }
@@ -239,8 +239,9 @@ static void test_conv(conv_shape s) {
   good &= test_pass(&l, &absolutes, BACKWARD_INPUT);
   good &= test_pass(&l, &absolutes, BACKWARD_WEIGHT);
   check(good, "%s same bits with 1, 2, 3 threads; nothing written outside", l.name);
-  good = test_inference(&l, true);
-  good &= test_inference(&l, false);
+  good = test_inference(&l, false, false); // as the network asks for a block's shortcut
+  good &= test_inference(&l, false, true); // for its first convolution, and the stem
+  good &= test_inference(&l, true, true);  // for its second
   check(good, "%s with the norm of evaluation: the same bits as one after the other", l.name);
   release();
 }

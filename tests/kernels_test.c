@@ -104,17 +104,25 @@ static void set_conv(test_case *c, conv_shape s, bool option, extent size) {
   c->size = size;
 }
 
-// The same options: without and with a residual, or what is added to.
+// As the network asks for it: for a block's shortcut; for its first convolution, and the stem; for its second.
+static void add_inference(conv_shape s, const char *shape, int options, extent size) {
+  static const char *const in_words[] = {"", ", ReLU", ", residual, ReLU"};
+  for (int i = 0; i < 3; i++) {
+    if (!(options >> (i > 0) & 1)) continue;
+    test_case *c =
+        add_case("conv_norm_inference", test_conv_norm_inference, "%s%s", shape, in_words[i]);
+    set_conv(c, s, i == 2, size);
+    c->relu = i > 0;
+  }
+}
+
+// options: as below; here 1 is without what is added to, and y, and 2 is with.
 static void add_fused_convs(conv_shape s, const char *shape, int options, extent size) {
   error unused;
   for (int option = 0; option <= 1; option++) {
     if (!(options >> option & 1)) continue;
-    test_case *c = add_case("conv_norm_inference", test_conv_norm_inference, "%s%s", shape,
-                            option ? ", residual, ReLU" : "");
-    set_conv(c, s, option, size);
-    c->relu = option;
-    c = add_case("conv_backward_masked", test_conv_backward_masked, "%s%s", shape,
-                 option ? ", added, y" : "");
+    test_case *c = add_case("conv_backward_masked", test_conv_backward_masked, "%s%s", shape,
+                            option ? ", added, y" : "");
     set_conv(c, s, option, size);
     c->y_given = option;
   }
@@ -147,6 +155,7 @@ static void add_conv(conv_shape s, int options, extent size) {
   }
   set_conv(add_case("conv_backward_weight", test_conv_backward_weight, "%s", shape), s, false,
            size);
+  add_inference(s, shape, size == LARGE ? 2 : options, size);
   add_fused_convs(s, shape, size == LARGE ? 2 : options, size);
 }
 
