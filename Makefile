@@ -1,5 +1,7 @@
 # ResNet-18 on CIFAR-10 with mixup and label smoothing, from scratch. `make help` lists the targets.
 
+comma := ,
+
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -11,8 +13,10 @@ endif
 # -Wno-format-truncation: snprintf's cutting at the end of its buffer is what it is used for.
 NATIVE := $(shell for flag in -march=native -mcpu=native; do \
   echo 'int x;' | $(CC) $$flag -x c -c -o /dev/null - 2>/dev/null && echo $$flag && break; done)
+# A newer compiler may warn of what no compiler did when this was written: make WERROR= builds in spite of it.
+WERROR ?= -Werror
 # -Wno-psabi: how cpu-bf16's 16 floats are passed to functions differs between processors. All are inline.
-WARNINGS := -Wall -Wextra -Werror -Wno-psabi
+WARNINGS := -Wall -Wextra $(WERROR) -Wno-psabi
 ifneq ($(findstring clang,$(shell $(CC) --version 2>/dev/null)),)
 WARNINGS += -Wno-pass-failed # clang's word for: this simd loop stayed scalar, as at -O1 they do
 else
@@ -30,7 +34,8 @@ CFLAGS := -O2 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 VARIANT := -san
 endif
 
-BUILD := build/$(notdir $(CC))$(VARIANT)
+# The last word, for CC='ccache gcc'.
+BUILD := build/$(notdir $(lastword $(CC)))$(VARIANT)
 TRAIN := $(BUILD)/train
 SHAPES := $(BUILD)/shapes
 
@@ -43,9 +48,12 @@ DOUBLE_TESTS := gradients_test golden_test
 # -- GPU: the .cu files, compiled by g++ on the simulator, and by nvcc where there is one ------------
 
 KERNELS := $(wildcard *.cu) $(wildcard gpu/*.cu)
-CXX_OF_CC := $(if $(findstring clang,$(notdir $(CC))),$(subst clang,clang++,$(CC)),g++)
-OUR_CXXFLAGS := -std=c++17 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno \
-  -fno-exceptions -fno-rtti -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas -Werror
+# clang++-14 for clang-14, g++-11 for gcc-11; g++ for a cc of another name.
+CXX_OF_CC := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(if $(findstring gcc,$(CC)),$(subst gcc,g++,$(CC)),g++))
+# -fno-strict-aliasing: kernels load and store eight bf16 as one uint4, as is usual in CUDA, and nvcc takes no
+# offence; standard C++ would.
+OUR_CXXFLAGS := -std=c++17 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno -fno-strict-aliasing \
+  -fno-exceptions -fno-rtti -I. -MMD -MP -Wall -Wextra -Wno-unknown-pragmas $(WERROR)
 SIMT_FLAGS ?= -O2 -g
 
 # nvcc: NVCC=, or on the PATH, or where the toolkit puts it. NVCC= with nothing behind it: without CUDA.
@@ -62,8 +70,8 @@ ALL_ARCHS := $(call known,sm_80 sm_90)
 NEWEST := $(patsubst sm_%,compute_%,$(lastword $(ALL_ARCHS)))
 CODE := $(if $(ARCH),-arch=$(ARCH),$(foreach arch,$(ALL_ARCHS),-gencode arch=$(arch:sm_%=compute_%),code=$(arch)) \
   -gencode arch=$(NEWEST),code=$(NEWEST))
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CODE) -I. -MMD -MP -Werror all-warnings \
-  -Xcompiler -Wall,-Wextra,-Werror
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CODE) -I. -MMD -MP $(if $(WERROR),-Werror all-warnings) \
+  -Xcompiler -Wall,-Wextra$(if $(WERROR),$(comma)-Werror)
 SIMULATOR := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard simt/*.cpp))
 GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(SIMULATOR)
 ifneq ($(NVCC),)
@@ -145,15 +153,14 @@ else
 	@echo "  ✗ no nvcc on the PATH or in /usr/local/cuda (NVCC=FILE names one): no cuda device"
 endif
 
-comma := ,
-ALL_FLAGS = $(CC) $(CFLAGS) $(OUR_CFLAGS) $(CXX_OF_CC) $(SIMT_FLAGS) $(OUR_CXXFLAGS) $(NVCC) $(NVCC_FLAGS)
+ALL_FLAGS = $(CC) $(CFLAGS) $(OUR_CFLAGS) $(CXX_OF_CC) $(SIMT_FLAGS) $(WATCH_FLAGS) $(OUR_CXXFLAGS) $(NVCC) $(NVCC_FLAGS)
 
 LINK = @$(CC) $(CFLAGS) $(OUR_CFLAGS) $^ -o $@ $(CUDA_LIBRARIES) $(LIBRARIES)
 
 $(TRAIN): $(BUILD)/train.o $(OBJECTS)
 	$(LINK)
 
-$(SHAPES): $(BUILD)/tools/shapes.o $(BUILD)/run/random.o $(BUILD)/run/files.o
+$(SHAPES): $(BUILD)/tools/shapes.o $(BUILD)/cifar.o $(BUILD)/run/random.o $(BUILD)/run/files.o
 	$(LINK)
 
 $(BUILD)/double/%.o: %.c $(BUILD)/flags
@@ -356,6 +363,6 @@ format:
 	clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' '*.cpp')
 
 clean:
-	rm -rf build train shapes
+	rm -rf build train shapes tools/plot
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -10,11 +10,19 @@
 #include <ctype.h>
 #include <string.h>
 
-enum { TRAIN_FILES = 5, FILES = TRAIN_FILES + 1 };
+const char *const cifar_files[ALL_FILES] = {
+    "STAND-IN.txt",     "batches.meta.txt", "data_batch_1.bin", "data_batch_2.bin",
+    "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"};
 
-static const char *const file_names[FILES] = {"data_batch_1.bin", "data_batch_2.bin",
-                                              "data_batch_3.bin", "data_batch_4.bin",
-                                              "data_batch_5.bin", "test_batch.bin"};
+// Those with records, the test images' last.
+enum { FILES = TRAIN_FILES + 1 };
+static const char *const *const file_names = cifar_files + FIRST_FILE;
+
+bool cifar_owns(const char *file) {
+  for (int i = 0; i < ALL_FILES; i++)
+    if (!strcmp(file, cifar_files[i])) return true;
+  return false;
+}
 
 bool cifar_parse(const uint8_t *bytes, size_t size, const char *name, uint8_t *images,
                  uint8_t *labels, error *e) {
@@ -47,7 +55,7 @@ static bool read_class_names(const char *directory, dataset *data, error *e) {
   char path[4096];
   uint8_t *bytes = NULL;
   size_t size = 0;
-  snprintf(path, sizeof path, "%s/batches.meta.txt", directory);
+  snprintf(path, sizeof path, "%s/%s", directory, cifar_files[NAMES_FILE]);
   if (file_exists(path) && !(bytes = file_read(path, &size, e))) return false;
   const char *text = bytes ? (const char *)bytes : "", *end = text + size;
   for (int i = 0; i < CLASSES; i++) {
@@ -70,7 +78,7 @@ static bool describe(const char *directory, dataset *data, int all_train, int al
   char marker[4096];
   uint8_t *text = NULL;
   size_t size;
-  snprintf(marker, sizeof marker, "%s/STAND-IN.txt", directory);
+  snprintf(marker, sizeof marker, "%s/%s", directory, cifar_files[MARK_FILE]);
   data->is_cifar10 = fingerprint(FINGERPRINT_OF_NOTHING, data->labels,
                                  (size_t)(all_train + all_test)) == CIFAR10_LABELS;
   if (data->is_cifar10)

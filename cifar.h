@@ -30,6 +30,19 @@ typedef struct {
   uint64_t fingerprint;          // of every byte used: a resumed run must see the same data
 } dataset;
 
+// The names of its files: the mark of a set that tools/shapes.c has made and the class names, which may both be
+// missing, and the files of records.
+enum {
+  TRAIN_FILES = 5,
+  MARK_FILE = 0,
+  NAMES_FILE,
+  FIRST_FILE,
+  TEST_FILE = FIRST_FILE + TRAIN_FILES,
+  ALL_FILES
+};
+extern const char *const cifar_files[ALL_FILES];
+bool cifar_owns(const char *file); // is it one of these?
+
 // Checks `size` bytes of one file and copies its records: label i to labels[i], image i to
 // images[i]. `name` is for the message. False, with a line naming record and byte, unless size is a
 // positive multiple of 3,073 and every label is below 10.

@@ -34,8 +34,8 @@ static const void *rounded_weight_of(const network *n, int position) {
 static norm_arrays arrays_of(const network *n, const unit *u) {
   return (norm_arrays){.gamma = weight_of(n, u->gamma),
                        .beta = weight_of(n, u->beta),
-                       .running_mean = statistic_of(n, u->mean),
-                       .running_var = statistic_of(n, u->variance),
+                       .running_mean = statistic_of(n, u->running_mean),
+                       .running_var = statistic_of(n, u->running_var),
                        .mean = u->saved_mean,
                        .inverse_std = u->saved_inverse_std};
 }

@@ -34,15 +34,16 @@
 #include "run/error.h"
 
 enum { UNITS = 20, BLOCKS = 8, PARAMETERS = 3 * UNITS + 2, STATISTICS = 2 * UNITS };
+enum { MOST_WIDTH = 1024, MOST_BATCH = 65536 };
 
 // A convolution and the batch normalisation behind it. Arrays live on the device.
 typedef struct unit {
-  conv_shape shape;        // its batch is that of the last network_forward
-  bool has_residual;       // one is added behind the norm: in each block's b
-  bool relu;               // behind all this: everywhere but in a shortcut
-  int weight, gamma, beta; // positions in the network's parameters.list
-  int mean, variance;      // positions in statistics_list
-  const void *x;           // what the convolution read: the input or another unit's y
+  conv_shape shape;              // its batch is that of the last network_forward
+  bool has_residual;             // one is added behind the norm: in each block's b
+  bool relu;                     // behind all this: everywhere but in a shortcut
+  int weight, gamma, beta;       // positions in the network's parameters.list
+  int running_mean, running_var; // positions in statistics_list
+  const void *x;                 // what the convolution read: the input or another unit's y
   // Training need not store every y (device.h). x_from: the unit whose output is x, if that y is not stored;
   // the convolution then computes x from that unit's z. residual_from: the same of the residual. NULL: stored.
   const struct unit *x_from, *residual_from;

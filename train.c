@@ -121,18 +121,18 @@ static bool keep_step(trainer *t, error *e) {
 // A test that is not finite is as bad as a loss that is not. The weights can be finite all the same: so
 // large that the logits overflow. And a running variance that is infinite makes zeros of its layer's
 // output, and a test loss that looks sound: hence the look at the statistics.
-static bool test_is_finite(const trainer *t, const score *test, error *e) {
+static bool test_is_finite(const trainer *t, const score *test, int epoch, error *e) {
   const char *stays = t->saved ? ". The last checkpoint stays as it is" : "";
   const char *bad = network_bad_tensor(&t->network);
   if (bad)
-    return fail(e, "%s is not finite after epoch %d; try a smaller --lr (it was %g)%s", bad,
-                t->at.epoch, learning_rate_of(&t->options, t->at.epoch), stays);
+    return fail(e, "%s is not finite after epoch %d; try a smaller --lr (it was %g)%s", bad, epoch,
+                learning_rate_of(&t->options, epoch), stays);
   if (isfinite(test->loss) && isfinite(test->nll)) return true;
   return fail(e,
               "the test loss is %g after epoch %d, with weights that are finite: the logits "
               "overflow; try a smaller --lr (it was %g)%s",
-              isfinite(test->loss) ? test->nll : test->loss, t->at.epoch,
-              learning_rate_of(&t->options, t->at.epoch), stays);
+              isfinite(test->loss) ? test->nll : test->loss, epoch,
+              learning_rate_of(&t->options, epoch), stays);
 }
 
 // The epoch's lines could not be written. The state after its last step can still be saved: a run
@@ -157,7 +157,7 @@ static bool train_epoch(trainer *t, error *e) {
   if (t->at.step_in_epoch < steps) return true; // stopped
   const score test = score_test_set(t);
   if (test.images < t->data.test_count) return true; // stopped: a resumed run tests again
-  if (!test_is_finite(t, &test, e)) return false;
+  if (!test_is_finite(t, &test, t->at.epoch, e)) return false;
   t->last_score = test;
   if (!report_epoch(&t->report, &t->options, &t->data, &t->at, &test, e))
     return fail_unwritten(t, e);
@@ -174,7 +174,7 @@ static bool train(trainer *t, error *e) {
     if (!t->last_score.images) t->last_score = score_test_set(t); // resumed at its end
     t->done = t->last_score.images == t->data.test_count;
     if (!t->done) return true;
-    if (!test_is_finite(t, &t->last_score, e)) return false;
+    if (!test_is_finite(t, &t->last_score, o->epochs - 1, e)) return false;
     report_done(&t->report, o, &t->data, &t->at, &t->last_score, &t->network);
     return true;
   }

@@ -167,8 +167,12 @@ static const char *const names[] = {
 static void run(bench *b, operation o, unit *u) {
   const parameters *p = &b->n.parameters;
   real *dw = u ? p->gradient + p->list[u->weight].offset : NULL;
-  real *gamma = u ? p->weight + p->list[u->gamma].offset : NULL;
-  real *mean = u ? b->n.statistics + b->n.statistics_list[u->mean].offset : NULL;
+  real *dgamma = u ? p->gradient + p->list[u->gamma].offset : NULL;
+  real *dbeta = u ? p->gradient + p->list[u->beta].offset : NULL;
+  const real *gamma = u ? p->weight + p->list[u->gamma].offset : NULL;
+  const real *beta = u ? p->weight + p->list[u->beta].offset : NULL;
+  real *mean = u ? b->n.statistics + b->n.statistics_list[u->running_mean].offset : NULL;
+  real *variance = u ? b->n.statistics + b->n.statistics_list[u->running_var].offset : NULL;
   const size_t element = d->rounded_weight_bytes ? d->rounded_weight_bytes : sizeof(real);
   const void *w = u ? (char *)p->rounded_weight + p->list[u->weight].offset * element : NULL;
   void *const g[] = {b->n.gradient[0].data, b->n.gradient[1].data};
@@ -179,15 +183,15 @@ static void run(bench *b, operation o, unit *u) {
   if (o == CONV_INPUT) d->conv_backward_input(s, g[0], g[1], w, false);
   if (o == CONV_WEIGHT) d->conv_backward_weight(s, dw, g[1], u->x);
   if (o == CONV_NORM_INFERENCE)
-    d->conv_norm_inference(s, u->y, u->x, w, gamma, gamma, g[0], true, mean, mean);
+    d->conv_norm_inference(s, u->y, u->x, w, gamma, beta, g[0], true, mean, variance);
   if (o == NORM_FORWARD)
-    d->norm_forward(&norm, u->y, u->z, u->sums, gamma, gamma, g[0], true, mean, mean, u->saved_mean,
-                    u->saved_inverse_std);
+    d->norm_forward(&norm, u->y, u->z, u->sums, gamma, beta, g[0], true, mean, variance,
+                    u->saved_mean, u->saved_inverse_std);
   if (o == NORM_BACKWARD)
-    d->norm_backward(&norm, g[0], g[1], dw, dw, g[1], u->y, u->z, gamma, u->saved_mean,
+    d->norm_backward(&norm, g[0], g[1], dgamma, dbeta, g[1], u->y, u->z, gamma, u->saved_mean,
                      u->saved_inverse_std, true);
   if (o == NORM_INFERENCE)
-    d->norm_inference(&norm, u->y, u->z, gamma, gamma, g[0], true, mean, mean);
+    d->norm_inference(&norm, u->y, u->z, gamma, beta, g[0], true, mean, variance);
   if (o == MIX) mix(b);
   if (o == LOSS) loss(b);
   if (o == UPDATE) update(b);
@@ -225,7 +229,7 @@ static void count_work(const bench *b, operation o, const unit *u, double *flops
     if (o == NORM_BACKWARD) *bytes = 5 * y * activation;
   }
   if (o == MIX) *bytes = BATCH * IMAGE_BYTES * (2 + activation);
-  if (o == UPDATE) *bytes = 5 * parameters * sizeof(real);
+  if (o == UPDATE) *bytes = parameters * (5 * sizeof(real) + d->rounded_weight_bytes);
 }
 
 static double seconds_of(bench *b, operation o, unit *u) {

@@ -171,6 +171,12 @@ static inline void finish_stores(void) {
 }
 
 // y where it is not below zero, else 0; a NaN stays one.
+// What a norm makes of z. One function for the way forward and for the mask on the way back: the compiler may
+// make one operation of the two or not, but the two sides have to agree.
+static inline floats normalised(floats z, floats scale, floats shift) {
+  return z * scale + shift;
+}
+
 static inline floats relu(floats y) {
   return (floats)((words)y & ~(words)(y < 0));
 }
@@ -214,6 +220,13 @@ static inline void pair_rows(bf16 *to, const bf16 *from) {
 
 typedef uint32_t four_words __attribute__((vector_size(16), may_alias));
 
+// Four words of the eight in a and b, by their numbers. gcc knows clang's name for it only since gcc 12.
+#ifdef __clang__
+#define CHOOSE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CHOOSE(a, b, ...) __builtin_shuffle(a, b, (four_words){__VA_ARGS__})
+#endif
+
 // to[half][k][n] = from[half][n][k], in words.
 static inline void transpose_halves(bf16 *to, const bf16 *from) {
   for (int i = 0; i < 2 * WORDS; i += 4)
@@ -221,14 +234,14 @@ static inline void transpose_halves(bf16 *to, const bf16 *from) {
       const four_words *in = (const four_words *)(from + i * SIDE + 2 * k);
       const int row = SIDE * sizeof(bf16) / sizeof *in; // from one row to the next
       four_words *out = (four_words *)(to + (i / WORDS * WORDS + k) * SIDE + 2 * (i % WORDS));
-      const four_words a = __builtin_shufflevector(in[0], in[row], 0, 4, 1, 5);
-      const four_words b = __builtin_shufflevector(in[2 * row], in[3 * row], 0, 4, 1, 5);
-      const four_words c = __builtin_shufflevector(in[0], in[row], 2, 6, 3, 7);
-      const four_words d = __builtin_shufflevector(in[2 * row], in[3 * row], 2, 6, 3, 7);
-      out[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-      out[row] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-      out[2 * row] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
-      out[3 * row] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+      const four_words a = CHOOSE(in[0], in[row], 0, 4, 1, 5);
+      const four_words b = CHOOSE(in[2 * row], in[3 * row], 0, 4, 1, 5);
+      const four_words c = CHOOSE(in[0], in[row], 2, 6, 3, 7);
+      const four_words d = CHOOSE(in[2 * row], in[3 * row], 2, 6, 3, 7);
+      out[0] = CHOOSE(a, b, 0, 1, 4, 5);
+      out[row] = CHOOSE(a, b, 2, 3, 6, 7);
+      out[2 * row] = CHOOSE(c, d, 0, 1, 4, 5);
+      out[3 * row] = CHOOSE(c, d, 2, 3, 6, 7);
     }
 }
 

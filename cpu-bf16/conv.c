@@ -150,7 +150,7 @@ static void store_normalised(side_work *work, int first, int end) {
   for (int i = first; i < end; i++) {
     pair y = load_pair(r->c + i * SIDE);
     for (int h = 0; h < HALVES; h++) {
-      y.of[h] = y.of[h] * scale.of[h] + shift.of[h];
+      y.of[h] = normalised(y.of[h], scale.of[h], shift.of[h]);
       if (j->residual) y.of[h] += load_half(j->residual + r->at + i * SIDE + h * WORDS);
       if (j->relu) y.of[h] = relu(y.of[h]);
     }
@@ -185,7 +185,7 @@ static void store_masked(side_work *work, int first, int end) {
       const size_t here = row + h * WORDS;
       z.of[h] = load_half(j->z_below + here);
       const floats y =
-          j->y_below ? load_half(j->y_below + here) : z.of[h] * scale.of[h] + shift.of[h];
+          j->y_below ? load_half(j->y_below + here) : normalised(z.of[h], scale.of[h], shift.of[h]);
       if (j->accumulate) g.of[h] += load_half(j->to + here);
       g.of[h] = masked(g.of[h], y);
     }

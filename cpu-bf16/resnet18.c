@@ -22,7 +22,7 @@
 #include "run/error.h"
 #include <math.h>
 
-enum { CHUNKS = 64 }; // of pixels, in sums over all of them; more than most CPUs have cores
+enum { CHUNKS = 64 }; // of pixels, in sums over all of them, and so the most threads that can help
 
 // What the operations walk over: all groups' pixels, counted through.
 typedef struct {
@@ -56,7 +56,7 @@ static void normalise_block(bf16 *y, const bf16 *z, const bf16 *residual, int im
     pair row;
     for (int h = 0; h < HALVES; h++) {
       const int here = i * SIDE + h * WORDS;
-      row.of[h] = load_half(z + here) * a.of[h] + b.of[h];
+      row.of[h] = normalised(load_half(z + here), a.of[h], b.of[h]);
       if (residual) row.of[h] += load_half(residual + here);
       if (with_relu) row.of[h] = relu(row.of[h]);
     }

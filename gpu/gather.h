@@ -188,7 +188,9 @@ static void launch_gather(const gather_job *job, int class_count) {
   }
   const int tiles =
       divide_up(g.product[0].classes[0].pixels, ROWS); // the first class has the most pixels
-  const size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
+  constexpr size_t stages = STAGES * (ROWS + COLUMNS) * DEPTH * sizeof(bf16);
+  static_assert(bytes_to_finish<tile_of<ROWS, COLUMNS, true, !BACKWARD>>() <= stages,
+                "the result is staged in the same memory");
   plan_sums(&g.end, tiles * class_count, divide_up(channels, COLUMNS));
   const dim3 grid(tiles, divide_up(channels, COLUMNS), class_count);
   launch(BACKWARD ? "gather_tile (input gradient)" : "gather_tile (output)",

@@ -47,7 +47,7 @@
 #include "run/error.h"
 #include <math.h>
 
-enum { CHUNKS = 64 }; // of pixels, in sums over all of them; more than any CPU here has threads
+enum { CHUNKS = 64 }; // of pixels, in sums over all of them, and so the most threads that can help
 
 // y = act(gamma (z - mean) inverse_std + beta + residual). z, y, residual: [pixels][channels]
 static void normalise(const norm_shape *shape, void *y, const void *z, const real *gamma,

@@ -188,6 +188,18 @@ typedef struct {
   bool convert; // may its numbers be of another precision than F32?
 } source;
 
+enum { SHAPE_ROOM = TENSOR_RANK * 24 };
+
+// [64, 3, 3, 3]; of more dimensions than safetensors.h keeps, the first.
+static const char *print_shape(const tensor *t, char text[SHAPE_ROOM]) {
+  int length = snprintf(text, SHAPE_ROOM, "[");
+  for (int i = 0; i < t->rank && i < TENSOR_RANK; i++)
+    length += snprintf(text + length, (size_t)(SHAPE_ROOM - length), "%s%lld", i ? ", " : "",
+                       (long long)t->shape[i]);
+  snprintf(text + length, (size_t)(SHAPE_ROOM - length), t->rank > TENSOR_RANK ? ", ..]" : "]");
+  return text;
+}
+
 // Finds the tensor that `wanted` describes; false, with a line, if it is not there as described.
 static bool find(const source *from, const tensor *wanted, const tensor **found, error *e) {
   const char *path = from->path;
@@ -202,11 +214,10 @@ static bool find(const source *from, const tensor *wanted, const tensor **found,
   bool same = t->rank == wanted->rank;
   for (int i = 0; same && i < t->rank; i++) same = t->shape[i] == wanted->shape[i];
   if (same) return true;
-  return fail(e,
-              "%s: %s has another shape than here (its first dimension is %lld, expected %lld); "
-              "does --width agree?",
-              path, t->name, t->rank ? (long long)t->shape[0] : 0,
-              wanted->rank ? (long long)wanted->shape[0] : 0);
+  char shape[SHAPE_ROOM], expected[SHAPE_ROOM];
+  const bool width = t->rank && wanted->rank && t->shape[0] != wanted->shape[0];
+  return fail(e, "%s: %s has shape %s, expected %s%s", path, t->name, print_shape(t, shape),
+              print_shape(wanted, expected), width ? "; does --width agree?" : "");
 }
 
 // Tensors of `list` from the file into `host`, which has the device array's order.
@@ -265,6 +276,11 @@ static bool check_rest(const source *from, FILE *out, error *e) {
     fprintf(out, "%s: left aside, because this network does not have them: %d of %d tensors\n",
             from->path, s->tensor_count - TENSORS, s->tensor_count);
   return true;
+}
+
+int checkpoint_width(const safetensors *weights) {
+  const tensor *stem = safetensors_find(weights, "conv1.weight");
+  return stem && stem->rank == 4 && stem->shape[0] <= MOST_WIDTH ? (int)stem->shape[0] : 0;
 }
 
 // Everything is read and checked before anything in the network changes.
@@ -380,6 +396,14 @@ static bool is_of_a_checkpoint(const char *file) {
     stem += strspn(file + stem, "0123456789");
   }
   return !strcmp(file + stem, ".safetensors") || !strcmp(file + stem, ".resume.safetensors");
+}
+
+bool checkpoint_owns(const char *file) {
+  char saved[256]; // the longest name that a file can have
+  const size_t length = strlen(file);
+  const bool unfinished = length > 4 && !strcmp(file + length - 4, ".new");
+  snprintf(saved, sizeof saved, "%.*s", (int)(unfinished ? length - 4 : length), file);
+  return is_of_a_checkpoint(saved) || !strcmp(file, ".lock");
 }
 
 bool checkpoint_set_aside(const char *directory, int *number, error *e) {

@@ -31,6 +31,9 @@
 #define CHECKPOINT_NAME "resnet18_cifar10"
 #define KEPT_NAME "step-" // and the step's number, at least six digits: --keep-every's
 
+// How wide a network these weights are of, by their first layer; 0: of none.
+int checkpoint_width(const safetensors *weights);
+
 // Puts the weights of a file into the network; momentum stays. False, with a line in e and the
 // network as it was, unless the file holds this network's tensors in its shapes, as F32, F16, BF16 or
 // F64 (num_batches_tracked as I64), and no others of such dtypes. A line to `out` says what was
@@ -72,5 +75,8 @@ bool checkpoint_repair(const char *directory, error *e);
 // Moves the checkpoints that are in DIR already out of a new run's way, to names ending in .K: the last
 // state, and the steps that --keep-every kept. *number is K, or 0 where there were none.
 bool checkpoint_set_aside(const char *directory, int *number, error *e);
+
+// Is it the name of a file that a run keeps in DIR, or writes before it has its name, or its lock?
+bool checkpoint_owns(const char *file);
 
 #endif

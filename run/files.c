@@ -212,7 +212,8 @@ static int last_name_first(const void *a, const void *b) {
 bool files_list(const char *directory, bool wanted(const char *name), file_list *list, error *e) {
   *list = (file_list){0};
   DIR *open = opendir(directory);
-  if (!open) return errno == ENOENT || fail(e, "%s: %s", directory, strerror(errno));
+  if (!open)
+    return errno == ENOENT || errno == ENOTDIR || fail(e, "%s: %s", directory, strerror(errno));
   bool ok = true;
   const struct dirent *entry;
   for (errno = 0; ok && (entry = readdir(open)); errno = 0)

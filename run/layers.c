@@ -44,8 +44,8 @@ static int add_unit(network *n, const char *conv, const char *norm, conv_shape s
   u->weight = add_parameter(n, conv, "weight", 4, filters);
   u->gamma = add_parameter(n, norm, "weight", 1, channels);
   u->beta = add_parameter(n, norm, "bias", 1, channels);
-  u->mean = add_statistic(n, norm, "running_mean", channels);
-  u->variance = add_statistic(n, norm, "running_var", channels);
+  u->running_mean = add_statistic(n, norm, "running_mean", channels);
+  u->running_var = add_statistic(n, norm, "running_var", channels);
   return n->unit_count++;
 }
 
@@ -77,9 +77,10 @@ static void add_block(network *n, int stage, int j, int side, int in_channels, i
 
 bool network_describe(network *n, const device *d, int width, int batch, error *e) {
   memset(n, 0, sizeof *n);
-  if (width < 8 || width > 1024 || width % 8)
-    return fail(e, "width %d: must be a multiple of 8 from 8 to 1024", width);
-  if (batch < 1 || batch > 65536) return fail(e, "batch %d: must be from 1 to 65536", batch);
+  if (width < 8 || width > MOST_WIDTH || width % 8)
+    return fail(e, "width %d: must be a multiple of 8 from 8 to %d", width, MOST_WIDTH);
+  if (batch < 1 || batch > MOST_BATCH)
+    return fail(e, "batch %d: must be from 1 to %d", batch, MOST_BATCH);
   n->device = d;
   n->width = width;
   n->max_batch = batch;

@@ -3,6 +3,7 @@
 #include "log_files.h"
 
 #include "checkpoint.h"
+#include "cifar.h"
 #include "files.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -16,15 +17,18 @@ static bool same_file(const struct stat *a, const struct stat *b) {
   return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-// Is it one of `names`, each in this directory?
-static bool is_one_of(const struct stat *status, const char *directory, const char *const *names) {
-  char path[PATH_ROOM + 64];
+// Is it one of the files in this directory whose names `owned` takes? False, with a line in e, where the
+// directory cannot be read.
+static bool is_in(const struct stat *status, const char *directory, bool owned(const char *name),
+                  bool *found, error *e) {
+  file_list list;
   struct stat other;
-  for (; *names; names++) {
-    snprintf(path, sizeof path, "%s/%s", directory, *names);
-    if (stat(path, &other) == 0 && same_file(status, &other)) return true;
-  }
-  return false;
+  const bool ok = files_list(directory, owned, &list, e);
+  *found = false;
+  for (int i = 0; ok && i < list.count; i++)
+    *found = *found || (stat(list.paths[i], &other) == 0 && same_file(status, &other));
+  files_list_free(&list);
+  return ok;
 }
 
 // The descriptor of standard output or standard error, where it is one of these; else 0.
@@ -35,21 +39,16 @@ static int standard_stream(const struct stat *status) {
   return 0;
 }
 
-// A run reads these, or writes them by itself. Of the checkpoint's names those that were not there are
-// there by now, if this is one of them: log_file_find made it.
-static bool is_the_runs_own(const log_file *f, const struct stat *status, const options *o,
-                            error *e) {
-  static const char *const of_data[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                                        "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin",
-                                        "batches.meta.txt", "STAND-IN.txt",     NULL};
-  static const char *const of_checkpoint[] = {
-      CHECKPOINT_NAME ".safetensors", CHECKPOINT_NAME ".resume.safetensors",
-      CHECKPOINT_NAME ".safetensors.new", CHECKPOINT_NAME ".resume.safetensors.new", NULL};
-  const bool data = is_one_of(status, o->data, of_data);
-  if (!data && !is_one_of(status, o->checkpoint, of_checkpoint)) return false;
-  fail(e, "%s: is a file of the %s; give another %s", f->path, data ? "data set" : "checkpoint",
-       f->option);
-  return true;
+// A run reads these, or writes them by itself: then false, with a line in e. Of the checkpoint's names those
+// that were not there are there by now, if this is one of them: log_file_find made it.
+static bool is_not_the_runs_own(const log_file *f, const struct stat *status, const options *o,
+                                error *e) {
+  bool data, checkpoint;
+  if (!is_in(status, o->data, cifar_owns, &data, e) ||
+      !is_in(status, o->checkpoint, checkpoint_owns, &checkpoint, e))
+    return false;
+  return (!data && !checkpoint) || fail(e, "%s: is a file of the %s; give another %s", f->path,
+                                        data ? "data set" : "checkpoint", f->option);
 }
 
 // A file that a crash or a full disk cut short within its first line is one of its kind, too.
@@ -76,7 +75,7 @@ static bool is_possible(log_file *f, const options *o, error *e) {
   if (!S_ISREG(status.st_mode))
     return fail(e, "%s: neither a file nor a pipe nor a terminal; give another %s", f->path,
                 f->option);
-  return !is_the_runs_own(f, &status, o, e) && begins_as_its_kind(f, e);
+  return is_not_the_runs_own(f, &status, o, e) && begins_as_its_kind(f, e);
 }
 
 // A pipe without a reader cannot be opened for writing at once (ENXIO), and would be waited for.

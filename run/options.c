@@ -3,6 +3,7 @@
 // loops over it. What a value may be, and how it is read, is in run/option_values.c.
 #include "options.h"
 
+#include "network.h"
 #include "option_values.h"
 
 #include <string.h>
@@ -24,7 +25,7 @@ static const option table[] = {
      "print this, and exit; so does -h"},
     {"epochs", THE_RECIPE, WHOLE, CHANGEABLE, PLACE(epochs), FROM_TO, 1, 100000, "N",
      "passes over the training images [150]"},
-    {"batch", THE_RECIPE, WHOLE, FIXED, PLACE(batch), FROM_TO, 1, 65536, "N",
+    {"batch", THE_RECIPE, WHOLE, FIXED, PLACE(batch), FROM_TO, 1, MOST_BATCH, "N",
      "images a step [128]"},
     {"lr", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(lr), ABOVE, 0, 1e30, "X", "learning rate [0.1]"},
     {"momentum", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(momentum), BELOW, 0, 1, "X", "[0.9]"},
@@ -38,7 +39,7 @@ static const option table[] = {
      "X", "lambda ~ Beta(X, X); 0 turns mixup off [1]"},
     {"smoothing", THE_RECIPE, NUMBER, CHANGEABLE, PLACE(smoothing), BELOW, 0, 1, "X",
      "share of a label spread over the other classes [0.1]"},
-    {"width", THE_RECIPE, WHOLE, FIXED, PLACE(width), MULTIPLE_OF_8, 8, 1024, "N",
+    {"width", THE_RECIPE, WHOLE, FIXED, PLACE(width), MULTIPLE_OF_8, 8, MOST_WIDTH, "N",
      "channels of the first stage, a multiple of 8 [64]"},
     {"seed", THE_RECIPE, SEED, FIXED, PLACE(seed), NO_LIMITS, "N", "of every random number [1]"},
     {"train-images", THE_RECIPE, WHOLE, FIXED, PLACE(train_images), FROM_TO, 0, 1e9, "N",
@@ -86,6 +87,10 @@ static const options recipe = {.seed = 1,
                                .data = "data/cifar-10-batches-bin",
                                .device = "auto",
                                .checkpoint = "checkpoint"};
+
+const options *options_recipe(void) {
+  return &recipe;
+}
 
 // The option whose name these are, `length` bytes.
 static const option *find_option(const char *name, size_t length) {
@@ -192,6 +197,11 @@ static bool apply_preset(const char *name, options *o) {
   return true;
 }
 
+// Has somebody forgotten a value? Then what stands in its place may be the next option.
+static bool is_option(const char *argument) {
+  return !strncmp(argument, "--", 2) && find_option(argument + 2, strlen(argument + 2));
+}
+
 // Reads "--name VALUE", "--name=VALUE" or "--name", which begin at argv[*i], and leaves *i at the last
 // argument that belongs to them. The value of a flag is "".
 static bool read_argument(int argc, char **argv, int *i, const option **p, const char **value,
@@ -209,6 +219,9 @@ static bool read_argument(int argc, char **argv, int *i, const option **p, const
     *value = equals + 1;
   else if (*i + 1 < argc)
     *value = argv[++*i];
+  if (!equals && is_option(*value))
+    return fail(e, "--%s needs a value, %s, and %s is an option; --%s=%s would take it for one",
+                (*p)->name, (*p)->value, *value, (*p)->name, *value);
   if (**value) return true;
   return fail(e, "--%s needs a value, %s; --help says more", (*p)->name, (*p)->value);
 }
@@ -305,6 +318,7 @@ int options_to_metadata(const options *o, metadata *settings) {
   int count = 0;
   for (int i = 0; i < TABLE_SIZE; i++) {
     if (table[i].role == PROCESS) continue;
+    if (count == SAVED_OPTIONS) abort(); // the table has grown, and options.h does not know
     metadata *m = &settings[count++];
     snprintf(m->key, sizeof m->key, "%s", table[i].name);
     option_print(&table[i], o, m->value, sizeof m->value);
@@ -339,7 +353,7 @@ bool options_from_metadata(options *o, const safetensors *resume, FILE *out, err
       fail(&line, "--%s %s from here on; the run was begun with %s", p->name, now,
            quote(saved, strlen(saved)).text);
     if (differs && preset)
-      fail(&line, "--%s %s, with which the run was begun, stays; --preset alone would set %s",
+      fail(&line, "--%s %s, with which the run was begun, stays; this command line would set %s",
            p->name, quote(saved, strlen(saved)).text, now);
     if (*line.text) fprintf(out, "%s\n", line.text);
     if (!given && !option_parse(p, saved, o))

@@ -50,6 +50,9 @@ typedef struct {
 // (a seed or a data set does not). The line repeats at most 60 bytes of what was typed.
 bool options_parse(int argc, char **argv, options *o, error *e);
 
+// The recipe as published: the defaults.
+const options *options_recipe(void);
+
 // All options in groups, with their defaults, in lines of at most 80 columns.
 void options_print_help(FILE *out);
 

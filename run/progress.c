@@ -38,7 +38,10 @@ bool position_from_metadata(position *at, const safetensors *resume, error *e) {
   }
   if (at->epoch >= 0 && at->step_in_epoch >= 0 && at->step >= at->step_in_epoch &&
       at->images >= 0 && at->images <= INT32_MAX && at->step_in_epoch <= at->images &&
-      isfinite(at->loss) && isfinite(at->correct) && at->correct >= 0 && isfinite(at->seconds) &&
+      isfinite(at->loss) && isfinite(at->correct) && at->correct >= 0 &&
+      at->correct <=
+          (double)at->images * (1 + 1e-6) && // lambda and 1 - lambda are rounded to floats
+      isfinite(at->seconds) &&
       at->seconds >= 0)
     return true;
   return fail(e, "the resume file names a step that cannot be; it is damaged");

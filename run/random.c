@@ -66,7 +66,11 @@ double random_normal(random_stream *stream) {
 // Gamma(alpha) = Gamma(alpha + 1) * U^(1/alpha). The logarithm, because U^(1/alpha) underflows for
 // small alpha: at alpha = 0.001 nearly half of all numbers are below the smallest double.
 static double log_gamma_number(random_stream *stream, double alpha) {
-  if (alpha < 1) return log_gamma_number(stream, alpha + 1) + log(random_double(stream)) / alpha;
+  if (alpha < 1) {
+    const double larger =
+        log_gamma_number(stream, alpha + 1); // drawn first: C leaves it open in a + b
+    return larger + log(random_double(stream)) / alpha;
+  }
   const double d = alpha - 1.0 / 3, c = 1 / sqrt(9 * d);
   for (;;) {
     const double x = random_normal(stream), root = 1 + c * x;

@@ -223,12 +223,13 @@ static void print_path(const char *path) {
 // width 64 an image takes (64 / width)^2 times the arithmetic; but wider layers keep a processor
 // busier, so the true time is rather shorter. Negative: too few images were trained to tell.
 static double hours_of_recipe(const report *r, const network *n) {
-  enum { WIDTH = 64, EPOCHS = 150, IMAGES = 50000, FEWEST = 5000 };
+  enum { IMAGES = 50000, FEWEST = 5000 };
+  const options *o = options_recipe();
   network recipe;
   error e;
-  if (r->images < FEWEST || !network_describe(&recipe, n->device, WIDTH, 1, &e)) return -1;
+  if (r->images < FEWEST || !network_describe(&recipe, n->device, o->width, 1, &e)) return -1;
   const double seconds = (clock_seconds() - r->begun) / (double)r->images; // tests included
-  return seconds * network_flops(&recipe) / network_flops(n) * EPOCHS * IMAGES / 3600;
+  return seconds * network_flops(&recipe) / network_flops(n) * o->epochs * IMAGES / 3600;
 }
 
 static void print_next(const report *r, const options *o, const network *n) {
@@ -239,7 +240,8 @@ static void print_next(const report *r, const options *o, const network *n) {
   printf(" --eval ");
   print_path(weights);
   if (o->test_images) printf(" --test-images %d", o->test_images);
-  if (o->width >= 64) {
+  const options *recipe = options_recipe();
+  if (o->width >= recipe->width) {
     printf("\n");
     return;
   }
@@ -250,7 +252,7 @@ static void print_next(const report *r, const options *o, const network *n) {
   }
   printf("\n       ./train --data ");
   print_path(o->data);
-  printf("    # the whole recipe: width 64, 150 epochs");
+  printf("    # the whole recipe: width %d, %d epochs", recipe->width, recipe->epochs);
   const double hours = hours_of_recipe(r, n);
   if (hours >= 0) printf("; up to %.*f hours here", hours < 10, hours);
   printf("\n");

@@ -66,6 +66,14 @@ static bool is_not_beyond_its_end(const trainer *t, error *e) {
               t->options.epochs, at->step_in_epoch, at->epoch, at->epoch + 1);
 }
 
+// As far through its epoch as it says, with these images and this batch.
+static bool is_within_its_epoch(const trainer *t, error *e) {
+  const position *at = &t->at;
+  const int64_t images = t->data.train_count, done = (int64_t)at->step_in_epoch * t->options.batch;
+  return (done < images + t->options.batch && at->images == (done < images ? done : images)) ||
+         fail(e, "the resume file names a step that cannot be; it is damaged");
+}
+
 bool read_resume(trainer *t, safetensors *resume, error *e) {
   const char *directory = t->options.checkpoint;
   // Where there is no directory, none is made: checkpoint_read_resume says that nothing is there.
@@ -81,7 +89,9 @@ bool resume_run(trainer *t, const safetensors *resume, error *e) {
   print_fingerprint(t, now);
   if (!saved || strcmp(saved, now))
     return fail(e, "%s: not the data that this run was begun with", t->options.data);
-  if (!checkpoint_resume(&t->network, t->options.checkpoint, resume, e)) return false;
+  if (!is_within_its_epoch(t, e) ||
+      !checkpoint_resume(&t->network, t->options.checkpoint, resume, e))
+    return false;
   t->saved = true;
   printf("resumed    after step %lld, ", (long long)t->at.step);
   if (t->at.epoch < t->options.epochs)

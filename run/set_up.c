@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "trainer.h"
 
+#include "checkpoint.h"
 #include "safetensors.h"
 #include <math.h>
 #include <omp.h>
@@ -12,8 +13,8 @@ bool take_width_from(const char *path, options *o, error *e) {
   safetensors s;
   if (!path[0] || options_given(o, "width")) return true;
   if (!safetensors_read(path, &s, e)) return false;
-  const tensor *stem = safetensors_find(&s, "conv1.weight");
-  if (stem && stem->rank == 4 && stem->shape[0] <= 1024) o->width = (int)stem->shape[0];
+  const int width = checkpoint_width(&s);
+  if (width) o->width = width;
   safetensors_free(&s);
   return true;
 }

@@ -13,7 +13,7 @@
 
 enum {
   FILES = 6,
-  TEST_FILE = 5,
+  LAST_FILE = 5,      // the test images
   TRAIN_RECORDS = 10, // in each training file
   TEST_RECORDS = 7,
   TRAIN_IMAGES = 5 * TRAIN_RECORDS,
@@ -30,7 +30,7 @@ static random_stream numbers;
 static uint8_t set[SET_BYTES + 1]; // the six files one after another, and a byte too many
 
 static size_t size_of(int file) {
-  return file == TEST_FILE ? TEST_RECORDS * RECORD_BYTES : FILE_BYTES;
+  return file == LAST_FILE ? TEST_RECORDS * RECORD_BYTES : FILE_BYTES;
 }
 
 static void write_set(void) {
@@ -206,20 +206,20 @@ static void test_missing_and_short_files(void) {
     expect_refusal(what, scratch_path(names[i]), "No such file");
     snprintf(what, sizeof what, "%s is empty", names[i]);
     expect_size_refused(what, i, 0, "empty");
-    const int records = i == TEST_FILE ? TEST_RECORDS : TRAIN_RECORDS;
+    const int records = i == LAST_FILE ? TEST_RECORDS : TRAIN_RECORDS;
     snprintf(what, sizeof what, "%s has a byte more", names[i]);
     snprintf(phrase, sizeof phrase, "record %d at its byte 1 of 3073", records);
     expect_size_refused(what, i, size_of(i) + 1, phrase);
     snprintf(what, sizeof what, "%s has a byte less", names[i]);
     snprintf(phrase, sizeof phrase, "record %d at its byte 3072 of 3073", records - 1);
     expect_size_refused(what, i, size_of(i) - 1, phrase);
-    if (i == TEST_FILE) continue; // its size is its own
+    if (i == LAST_FILE) continue; // its size is its own
     snprintf(what, sizeof what, "%s is a record shorter than the others", names[i]);
     expect_size_refused(what, i, size_of(i) - RECORD_BYTES, "ends after 9 records");
   }
   expect_size_refused("a training file of half the size", 2, FILE_BYTES / 2,
                       "ends after 5 records");
-  expect_size_refused("a test file of half the size", TEST_FILE, size_of(TEST_FILE) / 2,
+  expect_size_refused("a test file of half the size", LAST_FILE, size_of(LAST_FILE) / 2,
                       "record 3 at its byte 1536");
   expect_size_refused("a file of one byte", 1, 1, "record 0 at its byte 1");
 }
@@ -247,7 +247,7 @@ static void test_other_damage(void) {
   expect_label_refused(0, 0, 10);
   expect_label_refused(1, 3, 10);
   expect_label_refused(4, TRAIN_RECORDS - 1, 255);
-  expect_label_refused(TEST_FILE, TEST_RECORDS - 1, 128);
+  expect_label_refused(LAST_FILE, TEST_RECORDS - 1, 128);
   remove(scratch_path(names[3]));
   mkdir(scratch_path(names[3]), 0777);
   expect_refusal("a directory in a file's place", scratch_path(names[3]), "not a file");

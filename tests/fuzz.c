@@ -175,7 +175,8 @@ static void read_state(options *o, const safetensors *resume) {
   free(said);
   if (position_from_metadata(&at, resume, &e))
     require(at.epoch >= 0 && at.step >= at.step_in_epoch && at.step_in_epoch >= 0 &&
-            at.images >= at.step_in_epoch && isfinite(at.loss) && at.seconds >= 0);
+            at.images >= at.step_in_epoch && isfinite(at.loss) && at.seconds >= 0 &&
+            at.correct <= (double)at.images * (1 + 1e-6));
   else
     require_line(&e);
 }

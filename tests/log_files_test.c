@@ -6,6 +6,7 @@
 //
 //     make build/gcc/tests/log_files_test && build/gcc/tests/log_files_test
 #define _DEFAULT_SOURCE // syscall
+#include "../run/checkpoint.h"
 #include "../run/files.h"
 #include "../run/log_files.h"
 #include "check.h"
@@ -182,6 +183,30 @@ static void test_left_empty(void) {
   check(!file_exists(path), "a file into which nothing was written is gone");
 }
 
+// Not under any name that the checkpoint has, or will have when its time comes; and a link is no way out.
+static void test_names_of_checkpoint(void) {
+  static const char *const names[] = {
+      CHECKPOINT_NAME ".safetensors", CHECKPOINT_NAME ".resume.safetensors.new",
+      KEPT_NAME "000200.safetensors", KEPT_NAME "1234567.resume.safetensors", ".lock"};
+  error e = {""};
+  log_file f;
+  snprintf(run.checkpoint, sizeof run.checkpoint, "%s", scratch_directory);
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    const bool found = log_file_find(&f, "--log", scratch_path(names[i]), headings, &run, &e);
+    check_refused(found, &e, names[i], scratch_path(names[i]), "is a file of the checkpoint");
+    check(!file_exists(scratch_path(names[i])), "and it is not left there");
+  }
+  remove(path);
+  const bool linked = symlink(KEPT_NAME "7.safetensors", path) == 0; // to nothing yet
+  const bool found = log_file_find(&f, "--log", path, headings, &run, &e);
+  check_refused(linked && found, &e, "a link to such a name", path, "is a file of the checkpoint");
+  remove(path);
+  check(log_file_find(&f, "--log", scratch_path(KEPT_NAME "7.csv"), headings, &run, &e),
+        "another name beside the checkpoint is possible %s", e.text);
+  log_file_close(&f);
+  run.checkpoint[0] = 0;
+}
+
 int main(void) {
   scratch_make();
   snprintf(path, sizeof path, "%s", scratch_path("log.csv"));
@@ -192,6 +217,7 @@ int main(void) {
   test_sync();
   test_write_error();
   test_left_empty();
+  test_names_of_checkpoint();
   scratch_remove();
   return check_summary();
 }

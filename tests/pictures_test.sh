@@ -152,6 +152,10 @@ refuse 1 'short.txt: is not what .make cost. prints' "$pictures" roofline step=s
 refuse 1 'sheet.txt: step=FILE is wanted' "$pictures" roofline sheet.txt -o out.svg
 refuse 1 'nowhere/data_batch_1.bin' "$pictures" mixed --data nowhere -o out.png
 refuse 1 'run.csv: .*safetensors' "$pictures" filters --weights run.csv -o out.png
+# Four bytes in the middle of the weights become a NaN.
+{ head -c 20000 run/resnet18_cifar10.safetensors; head -c 4 /dev/zero | tr '\0' '\377'; tail -c +20005 run/resnet18_cifar10.safetensors; } >nan.safetensors
+refuse 1 'nan.safetensors: .* is not finite' "$pictures" filters --weights nan.safetensors -o out.png
+refuse 1 'nan.safetensors: .* is not finite' "$pictures" mistakes --data data --weights nan.safetensors -o out.png
 refuse 2 '^usage:' "$pictures" mixed -o out.png
 refuse 2 '^usage:' "$pictures" nothing -o out.png
 

@@ -345,6 +345,7 @@ refuse 2 '--batch 1.5: .* a whole number from 1 to 65536 is' --batch 1.5
 refuse 2 '--batch -1' --batch -1
 for lr in -1 0 2e30 nan 0.1x; do refuse 2 "--lr $lr: .* a number above 0 and up to 1e\+30 is" --lr $lr; done
 refuse 2 '--epochs needs a value' --width 8 --epochs
+refuse 2 '^train: --log needs a value, FILE.csv, and --resume is an option; --log=--resume would take' --log --resume
 for share in 1 1.5 -0.1; do
   refuse 2 "train: --momentum $share: .* from 0 to below 1 is" --momentum $share
   refuse 2 "train: --smoothing $share: [^-]* from 0 to below 1 is" --smoothing $share
@@ -394,7 +395,7 @@ refuse 1 '^train: nowhere/bins.csv: No such file' --data data --eval "$(weights 
 check "and before the test" $?
 refuse 1 '^train: --preset sets --width 64: the run was begun with 8' --data data --checkpoint kept --preset recipe --resume
 cp -r kept longer && "$train" --data data --checkpoint longer --width 8 --preset quick --epochs 2 --resume |
-  grep -q '^--milestones 1, with which the run was begun, stays; --preset alone would set 1,2$'
+  grep -q '^--milestones 1, with which the run was begun, stays; this command line would set 1,2$'
 check "a preset does not change the milestones of a run that goes on, and it says so" $?
 refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
 refuse 1 'would fit' --data data --width 256 --batch 65536
@@ -417,6 +418,11 @@ check "nor is one cut back that has more than a crash leaves" $?
 sed 's/"step":"[0-9]*/&z/' kept/resnet18_cifar10.resume.safetensors >damaged.resume
 mkdir damaged && cp damaged.resume damaged/resnet18_cifar10.resume.safetensors
 refuse 1 'damaged' --data data --checkpoint damaged --resume
+# Positions that cannot be: more right than there were images; a step that had 7 images, of a batch of others.
+for impossible in 's/"correct":"0/"correct":"9/' 's/"step_in_epoch":"0/"step_in_epoch":"1/; s/"images":"0/"images":"7/'; do
+  sed "$impossible" kept/resnet18_cifar10.resume.safetensors >damaged/resnet18_cifar10.resume.safetensors
+  refuse 1 'names a step that cannot be' --data data --checkpoint damaged --resume --epochs 9
+done
 cp "$(weights a)" nan.safetensors
 printf '\0\0\300\177' | # a NaN, as the first number behind the header
   dd of=nan.safetensors bs=1 seek=$(($(od -An -t u8 -N 8 nan.safetensors) + 8)) conv=notrunc 2>/dev/null

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 
 enum { FILES = 6, A_FILE = 9, TRAIN = 5 * A_FILE, TEST = A_FILE, IMAGES = TRAIN + TEST };
-enum { MOST_STEPS = 12, MOST_EPOCHS = 4, MOST_BATCH = 20 };
+enum { MOST_STEPS = 12, MOST_EPOCHS = 4, BATCH_ROOM = 20 };
 
 static uint8_t images[IMAGES][IMAGE_BYTES], labels[IMAGES]; // training images first
 static const char *train;                                   // the program's path
@@ -37,7 +37,7 @@ typedef struct {
 typedef struct {
   int epoch, step, count;
   double rate, lambda, loss, correct; // loss: the mean
-  sample samples[MOST_BATCH];
+  sample samples[BATCH_ROOM];
 } record;
 
 // A run, read back from its trace and the states that it kept.
@@ -163,7 +163,7 @@ static double number_of(const char *line, const char *key) {
 }
 
 static void read_step(trial *t, const char *line) {
-  double index[MOST_BATCH], partner[MOST_BATCH], crop[2 * MOST_BATCH], flip[MOST_BATCH];
+  double index[BATCH_ROOM], partner[BATCH_ROOM], crop[2 * BATCH_ROOM], flip[BATCH_ROOM];
   if (t->steps == MOST_STEPS) give_up(t->asked.name, "more steps than asked for");
   record *r = &t->record[++t->steps];
   r->epoch = (int)number_of(line, "epoch");
@@ -172,10 +172,10 @@ static void read_step(trial *t, const char *line) {
   r->lambda = number_of(line, "lambda");
   r->loss = number_of(line, "loss");
   r->correct = number_of(line, "correct");
-  r->count = numbers_of(line, "index", index, MOST_BATCH);
-  if (numbers_of(line, "partner", partner, MOST_BATCH) != r->count ||
-      numbers_of(line, "crop", crop, 2 * MOST_BATCH) != 2 * r->count ||
-      numbers_of(line, "flip", flip, MOST_BATCH) != r->count)
+  r->count = numbers_of(line, "index", index, BATCH_ROOM);
+  if (numbers_of(line, "partner", partner, BATCH_ROOM) != r->count ||
+      numbers_of(line, "crop", crop, 2 * BATCH_ROOM) != 2 * r->count ||
+      numbers_of(line, "flip", flip, BATCH_ROOM) != r->count)
     give_up(t->asked.name, "the trace's lists are not equally long");
   for (int b = 0; b < r->count; b++) {
     r->samples[b] = (sample){(int)index[b], (int)partner[b], (int)crop[2 * b], (int)crop[2 * b + 1],
@@ -315,7 +315,7 @@ static int steps_an_epoch(const recipe *r) {
 static record draw_step(const recipe *r, int number) {
   const int epoch = (number - 1) / steps_an_epoch(r), step = (number - 1) % steps_an_epoch(r) + 1;
   const int first = (step - 1) * r->batch, left = r->train_images - first;
-  int32_t order[TRAIN], partners[MOST_BATCH];
+  int32_t order[TRAIN], partners[BATCH_ROOM];
   record d = {.epoch = epoch, .step = number, .rate = r->lr, .lambda = 1};
   d.count = left < r->batch ? left : r->batch;
   for (int i = 0; i < 2; i++)

@@ -209,7 +209,7 @@ static trial *run_trial(const recipe *r) {
   t->asked = *r;
   run_recipe(r);
   read_trace(t);
-  if (!network_create(&t->network, plain ? &reference_device : cpu_device(), r->width, MOST_BATCH,
+  if (!network_create(&t->network, plain ? &reference_device : cpu_device(), r->width, BATCH_ROOM,
                       &e))
     give_up(r->name, e.text);
   t->state[0] = first_state(&t->network, r);

@@ -34,7 +34,7 @@ list() {
 # where one has changed since.
 make_base() {
   [ -e $base/whole ] &&
-    [ -z "$(find . -path ./build -prune -o -newer $base/whole \( -name '*.c*' -o -name '*.h' \) -print -quit)" ] && return
+    [ -z "$(find . -path ./build -prune -o -newer $base/whole \( -name '*.c' -o -name '*.cu' -o -name '*.cpp' -o -name '*.h' -o -name Makefile -o -name '*.mk' \) -print -quit)" ] && return
   rm -f $base/whole
   echo 'building the checks of the sources as they are'
   mkdir -p $base && copy_sources $base && make_in $base "${programs[@]}" && touch $base/whole ||

@@ -6,6 +6,7 @@
 #include "png.h"
 #include "reference/reference.h"
 #include "run/checkpoint.h"
+#include "run/inspect.h"
 #include "run/safetensors.h"
 
 #include <math.h>
@@ -20,47 +21,43 @@ enum {
   FILTERS_A_ROW = 8
 };
 
-// A filter of the file, [RGB][3][3] floats, as a picture of 3x3 pixels: grey is 0, and the largest of
-// its weights is as far from it as black and white are.
-static void draw_filter(picture *p, int left, int top, const uint8_t *data) {
-  float w[IMAGE_CHANNELS][FILTER * FILTER];
-  real pixels[FILTER * FILTER * IMAGE_CHANNELS];
-  float largest = 0;
-  memcpy(w, data, sizeof w);
-  for (int c = 0; c < IMAGE_CHANNELS; c++)
-    for (int i = 0; i < FILTER * FILTER; i++) largest = fmaxf(largest, fabsf(w[c][i]));
-  for (int c = 0; c < IMAGE_CHANNELS; c++)
-    for (int i = 0; i < FILTER * FILTER; i++)
-      pixels[i * IMAGE_CHANNELS + c] = (real)0.5 + (largest > 0 ? w[c][i] / largest / 2 : 0);
+// A filter, [3][3][RGB], as a picture of 3x3 pixels: grey is 0, and the largest of its weights is as far from
+// it as black and white are.
+static void draw_filter(picture *p, int left, int top, const real *w) {
+  enum { COUNT = FILTER * FILTER * IMAGE_CHANNELS };
+  real pixels[COUNT], largest = 0;
+  for (int i = 0; i < COUNT; i++) largest = fmaxf(largest, fabsf(w[i]));
+  for (int i = 0; i < COUNT; i++) pixels[i] = (real)0.5 + (largest > 0 ? w[i] / largest / 2 : 0);
   picture_image(p, left, top, FILTER, FILTER_SCALE, pixels);
 }
 
-// conv1.weight of the file, [width][3][3][3] floats, and how wide it is.
-static const tensor *find_stem(const safetensors *s, int *width, const char *path, error *e) {
-  const tensor *stem = safetensors_find(s, "conv1.weight");
-  const size_t filter = IMAGE_CHANNELS * FILTER * FILTER * sizeof(float);
-  *width = stem && stem->rank == 4 && stem->shape[0] <= 1024 ? (int)stem->shape[0] : 0;
-  if (*width && !strcmp(stem->dtype, "F32") && stem->bytes == (size_t)*width * filter) return stem;
-  fail(e, "%s: has no conv1.weight of this network", path);
-  return NULL;
+// A network with the weights of a file, as wide as they are.
+static bool load_network(network *n, const char *path, int batch, error *e) {
+  safetensors s;
+  if (!safetensors_read(path, &s, e)) return false;
+  const int width = checkpoint_width(&s);
+  safetensors_free(&s);
+  if (!width) return fail(e, "%s: has no conv1.weight of this network", path);
+  if (!network_create(n, cpu_device(), width, batch, e)) return false;
+  bool ok = checkpoint_load(n, path, stdout, e);
+  const char *bad = ok ? network_bad_tensor(n) : NULL;
+  if (bad) ok = fail(e, "%s: %s is not finite", path, bad);
+  if (!ok) network_free(n);
+  return ok;
 }
 
 bool draw_filters(const picture_request *r, error *e) {
-  safetensors s;
-  int width;
-  if (!safetensors_read(r->weights, &s, e)) return false;
-  const tensor *stem = find_stem(&s, &width, r->weights, e);
-  bool ok = stem;
-  if (ok) {
-    const int rows = (width + FILTERS_A_ROW - 1) / FILTERS_A_ROW;
-    picture p = picture_make(8 + FILTERS_A_ROW * FILTER_STRIDE, 8 + rows * FILTER_STRIDE);
-    for (int k = 0; k < width; k++)
-      draw_filter(&p, 8 + k % FILTERS_A_ROW * FILTER_STRIDE, 8 + k / FILTERS_A_ROW * FILTER_STRIDE,
-                  stem->data + (size_t)k * (stem->bytes / (size_t)width));
-    ok = picture_write(&p, r->out, e);
-    picture_free(&p);
-  }
-  safetensors_free(&s);
+  static network n;
+  if (!load_network(&n, r->weights, 1, e)) return false;
+  const parameter *stem = &n.parameters.list[n.units[0].weight];
+  const int width = n.width, rows = (width + FILTERS_A_ROW - 1) / FILTERS_A_ROW;
+  picture p = picture_make(8 + FILTERS_A_ROW * FILTER_STRIDE, 8 + rows * FILTER_STRIDE);
+  for (int k = 0; k < width; k++)
+    draw_filter(&p, 8 + k % FILTERS_A_ROW * FILTER_STRIDE, 8 + k / FILTERS_A_ROW * FILTER_STRIDE,
+                n.parameters.weight + stem->offset + (size_t)k * (stem->count / (size_t)width));
+  const bool ok = picture_write(&p, r->out, e);
+  picture_free(&p);
+  network_free(&n);
   return ok;
 }
 
@@ -129,25 +126,12 @@ static bool draw_worst(const mistake worst[MISTAKES], const dataset *d, const ch
   return ok;
 }
 
-// A network with the weights of a file, as wide as they are.
-static bool load_network(network *n, const char *path, error *e) {
-  safetensors s;
-  int width;
-  if (!safetensors_read(path, &s, e)) return false;
-  const bool found = find_stem(&s, &width, path, e);
-  safetensors_free(&s);
-  if (!found || !network_create(n, cpu_device(), width, BATCH, e)) return false;
-  if (checkpoint_load(n, path, stdout, e)) return true;
-  network_free(n);
-  return false;
-}
-
 bool draw_mistakes(const picture_request *r, error *e) {
   static network n;
   dataset d;
   mistake worst[MISTAKES] = {0};
   if (!cifar_read(r->data, 1, 0, &d, e)) return false;
-  bool ok = load_network(&n, r->weights, e);
+  bool ok = load_network(&n, r->weights, BATCH, e);
   if (ok) {
     find_mistakes(&n, &d, worst);
     network_free(&n);

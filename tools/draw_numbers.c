@@ -90,13 +90,12 @@ bool draw_beta(const picture_request *r, error *e) {
 // -- The learning rate ------------------------------------------------------------------------------
 
 bool draw_schedule(const picture_request *r, error *e) {
-  const options recipe = {
-      .lr = 0.1, .gamma = 0.1, .milestones = {50, 100}, .milestone_count = 2, .epochs = 150};
+  const options *recipe = options_recipe();
   const chart c = {.left = 72,
                    .top = 30,
                    .width = 420,
                    .height = 130,
-                   .x1 = recipe.epochs,
+                   .x1 = recipe->epochs,
                    .y0 = 1e-4,
                    .y1 = 1,
                    .log_y = true};
@@ -104,11 +103,11 @@ bool draw_schedule(const picture_request *r, error *e) {
       y[2 * 150]; // each epoch's rate at its beginning and its end: a line with steps
   FILE *out = svg_open(r->out, 520, 206, "The learning rate over the epochs of the recipe", e);
   if (!out) return false;
-  for (int i = 0; i < 2 * recipe.epochs; i++) {
+  for (int i = 0; i < 2 * recipe->epochs; i++) {
     x[i] = (i + 1) / 2;
-    y[i] = learning_rate_of(&recipe, i / 2);
+    y[i] = learning_rate_of(recipe, i / 2);
   }
   chart_axes(out, &c, "the learning rate", "epoch", "");
-  chart_line(out, &c, series_look(0), 2 * recipe.epochs, x, y);
+  chart_line(out, &c, series_look(0), 2 * recipe->epochs, x, y);
   return svg_close(out, r->out, e);
 }

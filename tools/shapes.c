@@ -49,7 +49,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TRAIN_FILES = 5, MAX_IMAGES = 1000000, MAX_STROKES = 9 };
+enum { MAX_IMAGES = 1000000, MAX_STROKES = 9 };
 enum { PIXELS = IMAGE_SIDE * IMAGE_SIDE };
 
 // A random stream's `epoch` is free here, and says what the stream is for: an image of the split,
@@ -278,15 +278,10 @@ typedef struct {
   const char *directory;
 } options;
 
-enum { MARKER, NAMES, FIRST_BATCH, TEST_BATCH = FIRST_BATCH + TRAIN_FILES, FILES };
 enum { PATH_ROOM = 4200 }; // directory_make() refuses what would not fit
 
-static const char *const file_names[FILES] = {
-    "STAND-IN.txt",     "batches.meta.txt", "data_batch_1.bin", "data_batch_2.bin",
-    "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"};
-
 static void path_of(const options *o, int file, const char *suffix, char path[PATH_ROOM]) {
-  snprintf(path, PATH_ROOM, "%s/%s%s", o->directory, file_names[file], suffix);
+  snprintf(path, PATH_ROOM, "%s/%s%s", o->directory, cifar_files[file], suffix);
 }
 
 // Somebody's CIFAR-10 must not be overwritten: files are replaced only where STAND-IN.txt says that
@@ -294,13 +289,13 @@ static void path_of(const options *o, int file, const char *suffix, char path[PA
 // would leave STAND-IN.txt there, but brings class names of its own.)
 static bool may_replace(const options *o, error *e) {
   char path[PATH_ROOM], line[64] = "";
-  path_of(o, MARKER, "", path);
+  path_of(o, MARK_FILE, "", path);
   bool ours = file_is_regular(path);
-  path_of(o, NAMES, "", path);
+  path_of(o, NAMES_FILE, "", path);
   FILE *names = file_is_regular(path) ? fopen(path, "r") : NULL;
   if (names) ours = ours && fgets(line, sizeof line, names) && !strncmp(line, "disc\n", 5);
   if (names) fclose(names);
-  for (int file = NAMES; file < FILES && !ours; file++) {
+  for (int file = NAMES_FILE; file < ALL_FILES && !ours; file++) {
     path_of(o, file, "", path);
     if (file_exists(path))
       return fail(e, "%s: not made by this program, so it stays; choose another directory", path);
@@ -323,17 +318,17 @@ static void write_images(const options *o, int split, int first, int count, FILE
 
 static void write_content(const options *o, int file, FILE *out) {
   const int share = (int)o->train / TRAIN_FILES;
-  if (file == MARKER)
+  if (file == MARK_FILE)
     fprintf(
         out,
         "This is NOT CIFAR-10. It is a stand-in set in CIFAR-10's format: pictures of shapes,\n"
         "drawn by a program (tools/shapes.c). An accuracy on it says nothing about CIFAR-10.\n\n"
         "seed %llu, %llu training images, %llu test images\n",
         (unsigned long long)o->seed, (unsigned long long)o->train, (unsigned long long)o->test);
-  for (int i = 0; i < CLASSES && file == NAMES; i++) fprintf(out, "%s\n", class_names[i]);
-  if (file == TEST_BATCH) write_images(o, TEST, 0, (int)o->test, out);
-  if (file >= FIRST_BATCH && file < TEST_BATCH)
-    write_images(o, TRAIN, (file - FIRST_BATCH) * share, share, out);
+  for (int i = 0; i < CLASSES && file == NAMES_FILE; i++) fprintf(out, "%s\n", class_names[i]);
+  if (file == TEST_FILE) write_images(o, TEST, 0, (int)o->test, out);
+  if (file >= FIRST_FILE && file < TEST_FILE)
+    write_images(o, TRAIN, (file - FIRST_FILE) * share, share, out);
 }
 
 // Writes one file under its temporary name, all the way to the disk. What stands there, a killed run's
@@ -361,11 +356,11 @@ static bool write_set(const options *o, error *e) {
   char from[PATH_ROOM], to[PATH_ROOM];
   if (!directory_make(o->directory, e) || !may_replace(o, e)) return false;
   bool ok = true;
-  for (int file = 0; file < FILES && ok; file++) ok = write_file(o, file, e);
-  path_of(o, TEST_BATCH, "", to);
+  for (int file = 0; file < ALL_FILES && ok; file++) ok = write_file(o, file, e);
+  path_of(o, TEST_FILE, "", to);
   if (ok && unlink(to) != 0 && errno != ENOENT)
     ok = fail(e, "%s: could not be removed: %s; choose another directory", to, strerror(errno));
-  for (int file = 0; file < FILES; file++) {
+  for (int file = 0; file < ALL_FILES; file++) {
     path_of(o, file, ".tmp", from);
     path_of(o, file, "", to);
     ok = ok && file_replace(from, to, e);
