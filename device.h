@@ -15,8 +15,8 @@
 //    `reference` and `cpu` keep it as a float of 32 bits. The others keep it as a *bf16*: the upper
 //    half of a float, with the same 8 bits of exponent but 8 bits of precision in place of 24. A bf16
 //    takes half the memory, and it is what a GPU's tensor cores take, its units that multiply small
-//    matrices (gpu/tile.h). Weights are floats on every device; where a device multiplies in bf16,
-//    it keeps a rounded copy besides.
+//    matrices (gpu/tile.h). Weights are floats on every device. `cuda`
+//    and `simt` keep a copy rounded to bf16 besides; `cpu-bf16` rounds them each time it reads them.
 // 2. No operation returns anything to the host (the CPU that runs the program), so none has to wait
 //    for the device: the host queues operation after operation, and a download waits for them all.
 //    What changes from step to step lies in the device's memory too (`step_values`). So the
@@ -38,8 +38,9 @@
 // Every pointer that an operation takes is memory from the device's own `allocate`. Outputs are
 // overwritten unless it says "adds to". Pointers must not overlap unless it says they may.
 //
-// Checked by `make check`: each operation against finite differences in double precision, against
-// PyTorch's numbers, and one device against another on every shape of the network.
+// Checked by `make check`: the reference's gradients against finite differences in double precision, whole steps
+// of `reference` and `cpu` against PyTorch's numbers, and every other device against the reference, operation by
+// operation, on every shape of the network.
 #ifndef DEVICE_H
 #define DEVICE_H
 
@@ -420,8 +421,8 @@ const device *simt_device(bool plain);     // gpu/gpu.cu, compiled by g++ on the
 const device *cuda_device(bool plain, error *e);
 
 // "reference", "cpu", "cpu-bf16", "simt", "cuda", with "-plain" behind the last two for the plain
-// kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and the
-// kernel permits it, else cpu. NULL, with a line in e: it cannot be had. Any other name counts as auto:
+// kernels, or "auto": cuda where a GPU answers, else cpu-bf16 where the processor has AMX and Linux
+// permits it, else cpu. NULL, with a line in e: it cannot be had. Any other name counts as auto:
 // device_name_is_known tells.
 // run/devices.c
 const device *device_by_name(const char *name, error *e);

@@ -249,9 +249,9 @@ static bool pair_backward_input(network *n, unit *a, unit *shortcut, gradient_bu
 //     gradient[0] and gradient[2] exchange their names
 //
 // The weight gradients of b, a and the shortcut read their dz on the side branch, while the main branch
-// goes on. A buffer that it overwrites next it first waits for: dz of b in the block below, or, with a
-// shortcut, before x's gradient goes there; dz of the shortcut in the block below; dz of a where the next
-// block's b has its dx.
+// goes on. Before the main branch overwrites one of them, it waits for its reader. dz of b: overwritten by x's
+// gradient if there is a shortcut, else by dz of b of the next block (on the way back). dz of the shortcut: by dz
+// of b of the next block. dz of a: by the gradient of a's output in the next block.
 //
 // below: the unit whose output x is. masked: dy is g already. Returns whether x's gradient is.
 static bool block_backward(network *n, const block *k, const unit *below, bool masked) {

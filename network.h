@@ -107,7 +107,7 @@ void network_free(network *n);
 // PyTorch's defaults: convolutions, the linear weight and its bias uniform on (-1/sqrt(fan_in),
 // 1/sqrt(fan_in)); gamma 1, beta 0; running mean 0 and variance 1; momentum 0. fan_in: how many
 // numbers an output sums up, Cin R S for a convolution, C for the linear layer. Why divide by its root?
-// A sum of fan_in terms with random signs grows with it; so logits begin as numbers of the size of one or
+// A sum of fan_in terms with random signs grows like that root; so logits begin as numbers of the size of one or
 // less. Behind a batch norm the scale of the filters does not change the output (but for its epsilon): it
 // decides how large a step of SGD is beside the weight that it moves.
 void network_initialise(network *n, uint64_t seed);

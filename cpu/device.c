@@ -1,8 +1,7 @@
 // cpu/device.c - the `cpu` device.
 //
 // Nine tenths of a training step are convolutions. So the fast device is the plain one with the three
-// convolutions of its table exchanged, and one added for evaluation, which also says what a test of it has to
-// compare.
+// convolutions of its table exchanged, and conv_norm_inference added. A test of it has to compare just these four.
 #include "conv.h"
 #include "reference/reference.h"
 

@@ -31,8 +31,8 @@
 //                              than 255.
 //     __restrict__             what this pointer leads to, no other pointer of the kernel writes: the
 //                              compiler may load from it before a store through another
-//     #pragma unroll           the loop is written out, so that array indices become constants and
-//                              the array can live in registers
+//     #pragma unroll           the loop is written out (with a number: so many rounds of it), so that
+//                              array indices become constants and the array can live in registers
 //     template <int N>         the compiler writes the function once for each N that it is used with,
 //                              as if N were a constant; with <typename T>, once for each type
 //

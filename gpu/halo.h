@@ -7,10 +7,10 @@
 //   - Tap (0, 1) of a pixel is tap (0, 0) of its neighbour. The matrix does not know, so each pixel
 //     is fetched nine times: 2,277 MB in the forward pass of a step (width 64, batch 128), where
 //     all those pixels and filters are 130 MB.
-//   - For each 16 bytes it found tap, channel, row and column anew. Of 217 instructions in its main
-//     loop, 145 did that, beside 32 mma. An H100 begins four instructions in the time of an mma
-//     (tests/sass_report.sh), so the tensor cores waited. (Those are old figures: gather_tile
-//     does better now, see its header.)
+//   - When this file was written, gather_tile found tap, channel, row and column anew for each 16
+//     bytes: 145 of the 217 instructions of its main loop did that, beside 32 mma. An H100 begins
+//     four instructions in the time of an mma (tests/sass_report.sh), so the tensor cores waited.
+//     (gather.h has today's figures.)
 //
 // Here a block keeps the pixels of its tile in shared memory, and around them their *halo*: the
 // border of one pixel that the filter reaches, too. A tap is then an offset, which the compiler

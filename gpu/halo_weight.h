@@ -30,7 +30,7 @@
 //     warp 1                    channels 8-15         warp 5                    channels 8-15
 //      ..                                              ..
 //
-// For 32 pixels a warp loads four pieces of dz and nine of x, 512 bytes each, and issues 36 mma. Its 9 *
+// For 32 pixels a warp loads four matrices of dz and nine of x, 512 bytes each, and issues 36 mma. Its 9 *
 // 32 * 8 sums take 72 registers a thread.
 //
 // A border above or below a strip is zero where the image ends, and the next strip's pixels where not.

@@ -113,6 +113,7 @@ static __device__ void add_partials(const partial *partials, const parts_of_sums
   const int end = min_of(first + GROUP, s.parts), channels = s.channels;
   unsigned *counters = s.counters + (size_t)block_of_part * (groups + 1);
   if (!is_last_of(&counters[group], end - first)) return;
+  // [&](..) { .. }: a function without a name, which may use the variables around it (tile.h says more).
   add_parts_of(partials, first, end, channels, first_channel, count,
                [&](int c, double sum, double second) {
                  s.groups[(size_t)group * 2 * channels + c] = sum;

@@ -143,7 +143,7 @@ static inline __device__ void mma_16x8x16(float c[4], const uint32_t a[4], const
 // 48 KB, and twice that is 96 KB. It just fits; a fourth stage, or twice the DEPTH, would not.
 //
 // Time, on an A100: the 128 * 128 * 32 multiply-adds of a stage take its tensor cores 512 clocks at
-// 1,024 a clock. For 16 terms a warp loads four 16 x 16 pieces of A and two of B, an ldmatrix of
+// 1,024 a clock. For 16 terms a warp loads four 16 x 16 matrices of A and two of B, an ldmatrix of
 // 512 bytes each. 8 warps do that twice in a stage: 48 KB, and 16 KB more are written there by
 // copies. Shared memory moves 128 bytes a clock: (48 + 16) KB / 128 = 512 clocks. Both are busy all
 // the time. (A 128 x 64 tile: 256 clocks of products, but (32 + 12) KB / 128 = 352 of shared

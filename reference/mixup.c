@@ -23,7 +23,7 @@ static real augmented_pixel(const uint8_t *images, const sample *s, int y, int x
 void reference_mix_images(int batch, void *x, const uint8_t *images, const sample *samples,
                           const step_values *step) {
   const real lambda = step->lambda;
-#pragma omp parallel for
+#pragma omp parallel for // the CPU's threads share the rounds of the next loop
   for (int b = 0; b < batch; b++) {
     const sample *own = &samples[b], *partner = &samples[own->partner];
     real *pixel = (real *)x + (size_t)b * IMAGE_BYTES;

@@ -55,8 +55,8 @@ bool save_run(trainer *t, error *e) {
   return true;
 }
 
-// An epoch that was begun is a part of the weights. A run that ended before it would say so many epochs,
-// and mean these and some steps.
+// The weights already contain the steps of an unfinished epoch. A smaller --epochs would end the run at once, and it
+// would report whole epochs only.
 static bool is_not_beyond_its_end(const trainer *t, error *e) {
   const position *at = &t->at;
   return at->epoch < t->options.epochs || at->step_in_epoch == 0 ||

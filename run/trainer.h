@@ -25,6 +25,8 @@ typedef struct {
   recording *of;
 } recorded;
 
+// All of a run. position, score and drawn_batch: where it is, how good, what the host drew for a step (progress.h);
+// report: what it prints and logs (report.h).
 typedef struct {
   options options;
   const device *device;

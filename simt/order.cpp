@@ -18,8 +18,8 @@
 //     block B    one thread: an atomic operation on the counter, then __threadfence();  barrier;  loads
 //
 // If B's operation came after A's, then B's loads see A's stores. Without A's barrier, only that thread's
-// own stores; without either fence, or with another counter, nothing is promised. A block of these
-// kernels has one counter: of several, the latest is known here.
+// own stores; without either fence, or with another counter, nothing is promised. A block may use
+// several counters, one after another (gpu/sums.h: its group's, then that of all groups); the latest is known here.
 //
 // Checked by tests/simt_test.cpp: a kernel for each of these that lacks one step.
 #include "inside.h"

@@ -468,8 +468,42 @@ static inline void count_row(summary *all, int *count, const row *r, bool ok) {
   if (r->tolerance > 0) all[i].worst = larger(all[i].worst, r->error / r->tolerance);
 }
 
+// A device may leave an operation out: its entry is NULL, and there are no rows of it. These and no others, or
+// an entry that was lost would go unnoticed.
+static inline bool is_left_out(const char *device_name, const char *operation) {
+  static const char *const of_plain[] = {"conv_norm_inference",  "conv_statistics",
+                                         "conv_backward_masked", "block_backward_masked",
+                                         "norm_conv_statistics", "norm_conv_backward_weight",
+                                         "norm_apply",           "norm_spread"};
+  static const char *const of_cpu[] = {"block_backward_masked", "norm_conv_statistics",
+                                       "norm_conv_backward_weight"};
+  bool found = false;
+  for (size_t i = 0; strstr(device_name, "plain") && i < sizeof of_plain / sizeof *of_plain; i++)
+    found |= !strcmp(operation, of_plain[i]);
+  for (size_t i = 0; !strcmp(device_name, "cpu-bf16") && i < sizeof of_cpu / sizeof *of_cpu; i++)
+    found |= !strcmp(operation, of_cpu[i]);
+  return found;
+}
+
+// Has every device that is always there rows of every operation that it does not leave out?
+static inline void check_completeness(const summary *all, int count) {
+  static const char *const names[] = {"simt-plain", "simt", "cpu-bf16"};
+  for (int d = 0; d < 3; d++) {
+    int wrong = 0;
+    for (int i = 0; i < case_count; i++) {
+      bool has_rows = false;
+      for (int j = 0; j < count; j++)
+        has_rows |=
+            !strcmp(all[j].device, names[d]) && !strcmp(all[j].operation, cases[i].operation);
+      wrong += has_rows == is_left_out(names[d], cases[i].operation);
+    }
+    check(!wrong, "%s: each operation has rows, but for those that it is known to leave out",
+          names[d]);
+  }
+}
+
 // A line a row, then a line for each operation and device.
-static inline void print_results(void) {
+static inline void print_results(const selection *s) {
   static summary all[100];
   int count = 0;
   for (int k = SIMULATED; k <= ON_GPU; k++)
@@ -485,6 +519,7 @@ static inline void print_results(void) {
            all[i].failed, all[i].worst);
   if (results[ON_GPU].no_gpu[0]) printf("no rows for cuda: %s\n", results[ON_GPU].no_gpu);
   if (!count) check(false, "nothing was checked");
+  if (!s->operation && !s->device && !s->network) check_completeness(all, count);
 }
 
 #endif

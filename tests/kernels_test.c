@@ -357,6 +357,6 @@ int main(int argc, char **argv) {
   parse_arguments(argc, argv, &s);
   omp_set_num_threads(1);
   run_workers(&s);
-  print_results();
+  print_results(&s);
   return check_summary();
 }

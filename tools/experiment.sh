@@ -193,6 +193,8 @@ table() {
 recipe_options=$(options_of "$recipe" "$recipes") ||
   fail "RECIPE=$recipe: not possible; minutes, evening or published is"
 [[ $seeds =~ ^[1-9][0-9]{0,3}$ ]] || fail "SEEDS=$seeds: not possible; a number from 1 to 9999 is"
+# With more jobs than runs, a share of the processors would be nobody's.
+[ -n "${JOBS:-}" ] || jobs=$((processors < 4 * seeds ? processors : 4 * seeds))
 [[ $jobs =~ ^[1-9][0-9]{0,3}$ ]] || fail "JOBS=$jobs: not possible; a number from 1 to 9999 is"
 case "$#-${1:-}" in
 1-runs | 1-all | 1-table | 3-one) "$@" ;;

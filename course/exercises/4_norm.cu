@@ -7,7 +7,8 @@
 //     dy, y, z            bf16  [pixels][channels]
 //     mean, inverse_std, dgamma, dbeta   float [channels]
 //
-// Who calls it: the backward pass, for each of the 20 batch normalisations.
+// Who calls it: the backward pass, for each of the 17 batch normalisations that ReLU follows. (The
+// three of the shortcuts have none: there g = dy.)
 //
 // A thread a channel, walking down the pixels, would be right, and slow: 64 threads would have all the
 // work. Here a block of 32 x 8 threads has 32 channels: threadIdx.x is the channel, counted from 32
