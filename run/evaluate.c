@@ -15,8 +15,8 @@
 // (i / 15, (i + 1) / 15]. Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks",
 // ICML 2017, section 2.
 //
-// Checked by `make check` (tests/train_test.sh): figures that agree with each other and with the
-// run that they come from.
+// Checked by `make check`: figures that follow from the logits (tests/evaluate_test.c), and that agree with
+// each other and with the run that they come from (tests/train_test.sh).
 #include "trainer.h"
 
 #include "checkpoint.h"

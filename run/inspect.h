@@ -1,4 +1,6 @@
 // run/inspect.h - looking inside a network: what its layers cost, and where a bad value is.
+//
+// Checked by `make check`: tests/inspect_test.c.
 #ifndef INSPECT_H
 #define INSPECT_H
 

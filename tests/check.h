@@ -38,6 +38,11 @@ __attribute__((format(printf, 3, 4))) static inline bool check_error(double erro
   return check(error <= tolerance, "%-60s error %.2e, tolerance %.2e", text, error, tolerance);
 }
 
+// A NaN is larger than anything. (fmax would drop it.)
+static inline double larger(double a, double b) {
+  return a > b || isnan(a) ? a : b;
+}
+
 // The last line of a test program and its exit status.
 static inline int check_summary(void) {
   printf("%d passed, %d failed\n", checks_passed, checks_failed);

@@ -1,5 +1,5 @@
-// tests/crash.h - for crash_test.c: the calls of a save, watched. fsync(), rename(), malloc(), calloc() and
-// realloc() stand in front of the C library's.
+// tests/crash.h - for crash_test.c: the calls of a save, watched. fsync(), rename(), mkdir(), malloc(), calloc()
+// and realloc() stand in front of the C library's.
 #ifndef CRASH_H
 #define CRASH_H
 
@@ -11,20 +11,20 @@
 #include <sys/stat.h>
 #include <time.h>
 
-// -- fsync and rename, watched -------------------------------------------------------------------
+// -- fsync, rename and mkdir, watched --------------------------------------------------------------
 
 // What happens at one of the calls of a save. SPOIL_THERE, CUT_THERE: a bit of the file that is synced
 // turns over, or its last byte goes.
 typedef enum { NOTHING, FAIL_THERE, DIE_THERE, DAWDLE, SPOIL_THERE, CUT_THERE } event;
 
+enum { MOST_CALLS = 16 };
+
 static struct {
   event event;
-  int at;         // the call at which it happens, from 1
-  int calls;      // how many there were
-  char order[16]; // what they did, a letter each
-  ino_t synced[8];
-  off_t synced_size[8];
-  int synced_count;
+  int at;                       // the call at which it happens, from 1
+  int calls;                    // how many there were
+  char order[MOST_CALLS + 1];   // what they did, a letter each
+  struct stat seen[MOST_CALLS]; // the file or directory that was synced; or where a name was given
 } watch;
 
 static void watch_for(event what, int at) {
@@ -46,8 +46,11 @@ static void sleep_for(double seconds) {
 }
 
 // Counts a call; false if it is to fail.
-static bool call(char letter) {
-  if (watch.calls < (int)sizeof watch.order - 1) watch.order[watch.calls] = letter;
+static bool call(char letter, const struct stat *seen) {
+  if (watch.calls < MOST_CALLS) {
+    watch.order[watch.calls] = letter;
+    watch.seen[watch.calls] = *seen;
+  }
   watch.calls++;
   if (watch.event == DAWDLE) sleep_for(1e-3);
   if (watch.calls != watch.at) return true;
@@ -73,29 +76,66 @@ static bool damage(int handle, off_t size) {
   return pwrite(handle, &byte, 1, at) == 1;
 }
 
+static bool same_file(const struct stat *a, const struct stat *b) {
+  return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
 // 'd': a directory. 'f': a file, of which all bytes so far are then safe.
 int fsync(int handle) {
   struct stat status;
   if (fstat(handle, &status) != 0) return -1;
   const bool directory = S_ISDIR(status.st_mode);
-  if (!call(directory ? 'd' : 'f') || (!directory && !damage(handle, status.st_size))) return -1;
-  if (watch.synced_count < 8) {
-    watch.synced[watch.synced_count] = status.st_ino;
-    watch.synced_size[watch.synced_count++] = status.st_size;
-  }
+  if (!call(directory ? 'd' : 'f', &status)) return -1;
+  if (!directory && !damage(handle, status.st_size)) return -1;
   return fdatasync(handle);
+}
+
+// The directory that has a name.
+static bool find_parent(const char *path, struct stat *status) {
+  char parent[4096];
+  snprintf(parent, sizeof parent, "%s", path);
+  char *slash = strrchr(parent, '/');
+  if (slash) slash[slash == parent] = 0;
+  return stat(slash ? parent : ".", status) == 0;
+}
+
+// Did call i, counted from 0, sync the file, with all the bytes that it has now?
+static bool synced_whole(int i, const char *path) {
+  struct stat now;
+  const struct stat *then = &watch.seen[i];
+  return watch.order[i] == 'f' && stat(path, &now) == 0 && same_file(then, &now) &&
+         then->st_size == now.st_size;
+}
+
+static bool is_safe(const char *path) {
+  bool safe = false;
+  for (int i = 0; i < MOST_CALLS; i++) safe = safe || synced_whole(i, path);
+  return safe;
 }
 
 // 'w': the weights get their name. 'r': the resume file does. '?': a file of which a power cut might
 // still take bytes, so that the name would stand for a damaged one.
 int rename(const char *from, const char *to) {
-  struct stat status;
-  bool safe = false;
-  if (stat(from, &status) == 0)
-    for (int i = 0; i < watch.synced_count; i++)
-      safe = safe || (watch.synced[i] == status.st_ino && watch.synced_size[i] == status.st_size);
-  if (!call(!safe ? '?' : strstr(to, ".resume.") ? 'r' : 'w')) return -1;
+  struct stat parent;
+  if (!find_parent(to, &parent)) return -1;
+  if (!call(!is_safe(from) ? '?' : strstr(to, ".resume.") ? 'r' : 'w', &parent)) return -1;
   return renameat(AT_FDCWD, from, AT_FDCWD, to);
+}
+
+// 'm': a directory is made. One that is there already is no call.
+int mkdir(const char *path, mode_t mode) {
+  struct stat parent;
+  if (find_parent(path, &parent) && !file_exists(path) && !call('m', &parent)) return -1;
+  return mkdirat(AT_FDCWD, path, mode);
+}
+
+// Are calls first .. end - 1, but for fsyncs of files, about this directory or names in it?
+static bool all_in(const char *directory, int first, int end) {
+  struct stat status;
+  bool all = stat(directory, &status) == 0;
+  for (int i = first; i < end; i++)
+    all = all && (watch.order[i] == 'f' || same_file(&watch.seen[i], &status));
+  return all;
 }
 
 // -- Memory, which fails when told to ---------------------------------------------------------------

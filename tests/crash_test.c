@@ -3,14 +3,16 @@
 //
 // A save comes down to seven calls: fsync of the new weights, fsync of the new resume file, fsync of the
 // directory, which has their new names, a rename of each over the old one, the resume file first, and an
-// fsync of the directory behind each rename. This file puts its own
-// fsync() and rename() in front of the C library's, so that it can write down their order, fail at
+// fsync of the directory behind each rename. Before them come directories that are not there yet, and the
+// lines of a run's log and trace. This file puts its own fsync(), rename() and mkdir() in front of the C
+// library's, so that it can write down their order and which file or directory each is about, fail at
 // each in turn, and kill -9 the process at each in turn; then it looks at what a resumed run would
 // find: the state before or the state after, to the bit. Since such a test covers only moments that
 // its author thought of, it also kills a process that does nothing but save, at random moments.
 //
 //     make build/gcc/tests/crash_test && build/gcc/tests/crash_test
 #define _POSIX_C_SOURCE 200809L
+#include "../run/trainer.h"
 #include "crash.h"
 #include "states.h"
 
@@ -52,7 +54,47 @@ static void test_order(void) {
         "order: both files and their new names reach the disk, then the resume file gets its name, "
         "then the weights: %s %s",
         watch.order, e.text);
+  check(all_in(scratch_directory, 0, 7), "each name and each fsync of a directory is in theirs");
   check(nothing_new_left(), "and no temporary file is left");
+}
+
+// A file's name is no safer than that of each directory above it.
+static void test_new_directories(void) {
+  error e = {""};
+  watch_for(NOTHING, 0);
+  scratch_empty(scratch_directory);
+  check(save_in(scratch_path("a/new/one"), &b, &e) && !strcmp(watch.order, "mdmdmdffdrdwd"),
+        "directories that are not there are made, and each has its name on the disk before the "
+        "next: %s %s",
+        watch.order, e.text);
+  check(all_in(scratch_directory, 0, 2) && all_in(scratch_path("a"), 2, 4) &&
+            all_in(scratch_path("a/new"), 4, 6) && all_in(scratch_path("a/new/one"), 6, 13),
+        "each directory that is synced is the one with the new name");
+}
+
+// A run's log and trace: once a checkpoint says that their lines are written, no run writes them again.
+static void test_logs_first(void) {
+  static char *arguments[] = {"train"};
+  static trainer t;
+  static const dataset data;
+  error e = {""};
+  scratch_empty(scratch_directory);
+  check(options_parse(1, arguments, &t.options, &e), "the recipe's options %s", e.text);
+  snprintf(t.options.checkpoint, PATH_ROOM, "%s", scratch_directory);
+  snprintf(t.options.log, PATH_ROOM, "%s", scratch_path("log.csv"));
+  snprintf(t.options.trace, PATH_ROOM, "%s", scratch_path("trace.jsonl"));
+  network_initialise(&victim, 1);
+  t.network = victim;
+  check(report_find(&t.report, &t.options, &e) &&
+            report_begin(&t.report, &t.options, &data, "none", &t.at, &e),
+        "a log and a trace begin %s", e.text);
+  fputs("0,of a row\n", t.report.log.stream); // which is not written yet
+  watch_for(NOTHING, 0);
+  check(save_run(&t, &e) && !strcmp(watch.order, "ffffdrdwd"), "a run is saved: %s %s", watch.order,
+        e.text);
+  check(synced_whole(0, t.options.log) && synced_whole(1, t.options.trace),
+        "all lines of its log and its trace reach the disk before the checkpoint");
+  report_close(&t.report);
 }
 
 // kill -9 at each call. Before the first rename the old state stands; after it, the new one does.
@@ -387,9 +429,6 @@ static void test_taken_names(uint64_t weights, uint64_t resume) {
                 scratch_path("file"), strerror(ENOTDIR));
   check_refused(save_in(scratch_path("file/below"), &b, &e), &e, "a file above the directory",
                 scratch_path("file/below"), strerror(ENOTDIR));
-  e.text[0] = 0;
-  check(save_in(scratch_path("a/new/one"), &b, &e), "a directory that is not there is made %s",
-        e.text);
 }
 
 // What a killed save leaves behind is no hindrance.
@@ -462,6 +501,8 @@ int main(void) {
   make_states("crash_test");
   scratch_make();
   test_order();
+  test_new_directories();
+  test_logs_first();
   test_kill_at_each_call();
   test_kill_in_first_save();
   test_failure_at_each_call();

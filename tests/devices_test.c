@@ -23,7 +23,8 @@
 // S / K on average, 2^21 / K^1.5 times the tolerance: 150 times for K = 576, 23 for 2048, and less
 // than one for the 73,872 of the widest; but such a mistake is never made in one element only.
 //
-// Threads. With 1, 2 and 3 threads every operation gives the same bits, and so do training steps.
+// Threads. With 1, 2 and 3 threads every operation gives the same bits, and so do training steps; the
+// reference's convolutions, too.
 //
 //     make build/gcc/tests/devices_test && build/gcc/tests/devices_test
 #include "../cpu/conv.h"
@@ -286,62 +287,104 @@ static void test_ragged_shapes(void) {
 
 // -- Threads -------------------------------------------------------------------------------------
 
-// Inputs and outputs of one operation after another: large enough for each, multiples of nothing.
-enum { PIXELS = 1001, CHANNELS = 13, COUNT = PIXELS * CHANNELS, IMAGES = 23 };
+// Inputs and outputs of one operation after another: large enough for each, multiples of nothing. Each writes
+// the first numbers of `out`, and says how many.
+enum { PIXELS = 1001, CHANNELS = 13, COUNT = PIXELS * CHANNELS, IMAGES = 23, OUTPUT = 1 << 19 };
 static float *a, *b, *per_channel, *out;
 static uint8_t *images, *labels;
 static sample *samples;
 static const step_values step = {.lambda = 0.3f, .learning_rate = 0.1f};
 static const norm_shape shape = {PIXELS, CHANNELS, 7};
 
-static void run_mix_images(void) {
+static size_t run_mix_images(void) {
   cpu->mix_images(IMAGES, out, images, samples, &step);
+  return IMAGES * IMAGE_BYTES;
 }
 
-static void run_norm_forward(void) {
+static size_t run_norm_forward(void) {
   double sums[2 * CHANNELS];
   for (int c = 0; c < 2 * CHANNELS; c++) sums[c] = PIXELS * (1.0 + c);
   float *statistics = out + COUNT;
   memcpy(statistics, per_channel, 2 * CHANNELS * sizeof(float));
   cpu->norm_forward(&shape, out, a, sums, per_channel, per_channel + CHANNELS, b, true, statistics,
                     statistics + CHANNELS, statistics + 2 * CHANNELS, statistics + 3 * CHANNELS);
+  return COUNT + 4 * CHANNELS;
 }
 
-static void run_norm_inference(void) {
+static size_t run_norm_inference(void) {
   cpu->norm_inference(&shape, out, a, per_channel, per_channel + CHANNELS, b, true, per_channel,
                       per_channel + CHANNELS);
+  return COUNT;
 }
 
-static void run_norm_backward(void) {
+static size_t run_norm_backward(void) {
   float *dgamma = out + 2 * COUNT;
   cpu->norm_backward(&shape, out, out + COUNT, dgamma, dgamma + CHANNELS, a, b, a, per_channel,
                      per_channel, per_channel + CHANNELS, true);
+  return 2 * COUNT + 2 * CHANNELS;
 }
 
-static void run_pool(void) {
+static size_t run_pool(void) {
+  float *dx = out + 7 * CHANNELS;
   cpu->pool_forward(7, PIXELS / 7, CHANNELS, out, a);
-  cpu->pool_backward(7, PIXELS / 7, CHANNELS, out + COUNT, b);
+  cpu->pool_backward(7, PIXELS / 7, CHANNELS, dx, b);
+  return 7 * CHANNELS + COUNT;
 }
 
-static void run_linear(void) {
-  float *dx = out + PIXELS, *dw = out + COUNT, *dbias = dw + CLASSES * CHANNELS;
+static size_t run_linear(void) {
+  float *dx = out + IMAGES * CLASSES, *dw = dx + IMAGES * CHANNELS,
+        *dbias = dw + CLASSES * CHANNELS;
   cpu->linear_forward(IMAGES, CHANNELS, out, a, b, per_channel);
   cpu->linear_backward(IMAGES, CHANNELS, dx, dw, dbias, a, b, b + CLASSES * CHANNELS);
+  return IMAGES * CLASSES + IMAGES * CHANNELS + CLASSES * CHANNELS + CLASSES;
 }
 
-static void run_cross_entropy(void) {
-  cpu->cross_entropy(IMAGES, 0.1f, out + 16, (step_result *)out, a, labels, samples, &step);
+// The two sums are doubles, and half of one, as a float, can be anything; so they stand there as floats, too.
+static size_t run_cross_entropy(void) {
+  enum { LOGITS = IMAGES * CLASSES };
+  step_result *result = (step_result *)(out + LOGITS + 2);
+  cpu->cross_entropy(IMAGES, 0.1f, out, result, a, labels, samples, &step);
+  out[LOGITS] = (float)result->loss;
+  out[LOGITS + 1] = (float)result->correct;
+  return LOGITS + 2;
 }
 
-static void run_sgd_update(void) {
+static size_t run_sgd_update(void) {
   const parameters p = {.count = COUNT, .weight = out, .gradient = a, .momentum = out + COUNT};
   memcpy(out, b, COUNT * sizeof(float));
   memcpy(out + COUNT, a, COUNT * sizeof(float));
   cpu->sgd_update(&p, &step, 0.9f, 2e-4f);
+  return 2 * COUNT;
+}
+
+// The reference's three passes. The sums of y stand at the end, as doubles, and as floats behind dw.
+static size_t run_reference(const conv_shape *s) {
+  const size_t x_count = (size_t)s->batch * s->in_height * s->in_width * s->in_channels;
+  const size_t y_count = (size_t)s->batch * s->out_height * s->out_width * s->out_channels;
+  const size_t w_count = (size_t)s->out_channels * s->kernel * s->kernel * s->in_channels;
+  float *dx = out + y_count, *added = dx + x_count, *dw = added + x_count, *first = dw + w_count;
+  double *sums = (double *)(out + OUTPUT) - 2 * s->out_channels;
+  memcpy(added, a, x_count * sizeof *added);
+  reference->conv_forward(s, out, a, b, sums);
+  reference->conv_backward_input(s, dx, a, b, false);
+  reference->conv_backward_input(s, added, b, a, true);
+  reference->conv_backward_weight(s, dw, a, b);
+  for (int c = 0; c < 2 * s->out_channels; c++) first[c] = (float)sums[c];
+  return (size_t)(first - out) + 2 * s->out_channels;
+}
+
+static size_t run_reference_3x3(void) {
+  const conv_shape s = make_conv_shape(5, 7, 9, 6, 11, 3, 1);
+  return run_reference(&s);
+}
+
+static size_t run_reference_1x1(void) {
+  const conv_shape s = make_conv_shape(5, 7, 9, 6, 11, 1, 2);
+  return run_reference(&s);
 }
 
 // Two training steps at width 8 from initial weights; out: all weights, momenta, statistics.
-static void train_steps(int batch) {
+static size_t train_steps(int batch) {
   network n;
   error e;
   step_result result;
@@ -354,36 +397,39 @@ static void train_steps(int batch) {
     network_backward(&n);
     cpu->sgd_update(&n.parameters, &step, 0.9f, 2e-4f);
   }
-  cpu->download(out, n.parameters.weight, n.parameters.count * sizeof(float));
-  cpu->download(out + n.parameters.count, n.parameters.momentum,
-                n.parameters.count * sizeof(float));
-  cpu->download(out + 2 * n.parameters.count, n.statistics, n.statistics_size * sizeof(float));
+  const size_t count = n.parameters.count;
+  cpu->download(out, n.parameters.weight, count * sizeof(float));
+  cpu->download(out + count, n.parameters.momentum, count * sizeof(float));
+  cpu->download(out + 2 * count, n.statistics, n.statistics_size * sizeof(float));
   network_free(&n);
+  return 2 * count + n.statistics_size;
 }
 
-static void train_5(void) {
-  train_steps(5);
+static size_t train_5(void) {
+  return train_steps(5);
 }
 
-static void train_11(void) {
-  train_steps(11);
+static size_t train_11(void) {
+  return train_steps(11);
 }
 
-static void test_threads(const char *name, void (*run)(void)) {
-  enum { OUTPUT = 1 << 19 };
+static void test_threads(const char *name, size_t (*run)(void)) {
   const int usual = omp_get_max_threads();
   float *with_one = take(OUTPUT * sizeof *with_one);
   bool same = true;
+  size_t missing = 0;
   out = take(OUTPUT * sizeof *out);
   for (int threads = 1; threads <= 3; threads++) {
     omp_set_num_threads(threads);
     poison_bytes(out, OUTPUT * sizeof *out);
-    run();
+    const size_t count = run();
     if (threads == 1) memcpy(with_one, out, OUTPUT * sizeof *out);
     same &= !memcmp(with_one, out, OUTPUT * sizeof *out);
+    for (size_t i = 0; i < count; i++) missing += !isfinite(out[i]);
   }
   omp_set_num_threads(usual);
-  check(same, "%s: same bits with 1, 2, 3 threads", name);
+  check(same && !missing, "%s: same bits with 1, 2, 3 threads, each of them a number (%zu are not)",
+        name, missing);
 }
 
 static void test_all_threads(void) {
@@ -406,6 +452,8 @@ static void test_all_threads(void) {
   test_threads("linear", run_linear);
   test_threads("cross_entropy", run_cross_entropy);
   test_threads("sgd_update", run_sgd_update);
+  test_threads("the reference's convolution 3x3", run_reference_3x3);
+  test_threads("the reference's convolution 1x1/2", run_reference_1x1);
   test_threads("two training steps, width 8, batch 5", train_5);
   test_threads("two training steps, width 8, batch 11", train_11);
   release();

@@ -1,5 +1,5 @@
 // tests/inputs.h - what the numerical tests share: arrays that go away by themselves, random inputs,
-// poisoned outputs, and comparisons in which a NaN wins.
+// poisoned outputs, and the largest difference.
 #ifndef INPUTS_H
 #define INPUTS_H
 
@@ -59,10 +59,6 @@ static inline float to_nearest_bf16(float value) {
 // So many numbers, whatever they are, for a device that lays them out as the host does.
 static inline activation_shape in_a_line(size_t count) {
   return (activation_shape){1, 1, (int)count};
-}
-
-static inline double larger(double a, double b) {
-  return a > b || isnan(a) ? a : b;
 }
 
 static inline double worst_difference(const real *a, const real *b, size_t count) {

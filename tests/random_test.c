@@ -123,8 +123,8 @@ static void check_beta(double alpha) {
   for (int i = 0; i < DRAWS; i++) {
     if (draws[i] < 1e-12 || draws[i] > 1 - 1e-12) continue;
     const double below = beta_below(draws[i], alpha);
-    distance =
-        fmax(distance, fmax(fabs(below - (double)i / DRAWS), fabs(below - (i + 1.0) / DRAWS)));
+    distance = larger(distance, fabs(below - (double)i / DRAWS));
+    distance = larger(distance, fabs(below - (i + 1.0) / DRAWS));
   }
   check_error(fabs(mean - 0.5), 5 * sqrt(exact / DRAWS), "Beta(%g, %g): mean 1/2", alpha, alpha);
   check_error(fabs(variance / exact - 1), 5 * sqrt(2.0 / DRAWS), "Beta(%g, %g): variance", alpha,
@@ -138,9 +138,9 @@ static void check_beta(double alpha) {
 static void check_beta_below(void) {
   double error = 0;
   for (double x = 0.001; x < 1; x += 0.0173) {
-    error = fmax(error, fabs(beta_below(x, 1) - x));
-    error = fmax(error, fabs(beta_below(x, 2) - x * x * (3 - 2 * x)));
-    error = fmax(error, fabs(beta_below(x, 0.5) - 2 / acos(-1) * asin(sqrt(x))));
+    error = larger(error, fabs(beta_below(x, 1) - x));
+    error = larger(error, fabs(beta_below(x, 2) - x * x * (3 - 2 * x)));
+    error = larger(error, fabs(beta_below(x, 0.5) - 2 / acos(-1) * asin(sqrt(x))));
   }
   check_error(error, 1e-12, "the exact Beta distribution that follows");
 }
