@@ -11,127 +11,13 @@
 // the other one, those outputs are not 0. Outputs are 0 before. For a NaN in x or dz, outputs whose filter
 // does not meet it have to stay numbers: a kernel that multiplies more than it needs to, by zeroes, makes
 // NaNs of them. That is not asked of weight gradients, of NaNs in w, and of `cpu`, whose method, Winograd's,
-// works on tiles of 4x4 pixels at once.
+// works on tiles of 4x4 pixels at once. The fusions' cases are in tests/nan_fused.h.
 //
 //     make build/gcc/tests/nan_test && build/gcc/tests/nan_test
-#include "../reference/reference.h"
-#include "inputs.h"
+#include "nan_fused.h"
 #include <omp.h>
 
-static const device *d; // at work
-
-// A GPU's NaN, all bits set but the sign: rounded to bf16 by an addition, it would become -0.
-static real a_nan(void) {
-  const uint32_t bits = 0x7fffffff;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// -- Arrays on the device -------------------------------------------------------------------------
-
-// What convolutions and the linear layer read as weights has the format of activations where it is
-// rounded, and is floats where it is not.
-typedef enum { ACTIVATIONS, WEIGHTS, REALS } format;
-
-typedef struct {
-  bool converted;         // from and to floats, on its way
-  activation_shape shape; // of ACTIVATIONS; of others, all elements in a line
-  size_t count;
-  real *host;
-  void *there;
-} array;
-
-static void *held[60];
-static int held_count;
-
-static void *hold(const void *host, size_t bytes) {
-  if (held_count == sizeof held / sizeof *held) abort();
-  void *there = held[held_count++] = d->allocate(bytes);
-  d->upload(there, host, bytes);
-  return there;
-}
-
-static void let_go(void) {
-  while (held_count) d->release(held[--held_count]);
-}
-
-static array put_shaped(format f, real *host, activation_shape shape) {
-  const bool converted = f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);
-  array a = {converted, shape, activation_count(shape), host, NULL};
-  const size_t bytes = f == ACTIVATIONS ? activation_size(d, shape)
-                       : converted      ? a.count * d->rounded_weight_bytes
-                                        : a.count * sizeof(real);
-  if (!converted) {
-    a.there = hold(host, bytes);
-  } else {
-    a.there = hold(take(bytes), bytes);
-    d->upload_activations(a.there, host, shape);
-  }
-  return a;
-}
-
-static array put(format f, real *host, size_t count) {
-  return put_shaped(f, host, (activation_shape){1, 1, (int)count});
-}
-
-static array put_activations(real *host, activation_shape shape) {
-  return put_shaped(ACTIVATIONS, host, shape);
-}
-
-// Outputs: zeros before.
-static array zeros(format f, size_t count) {
-  return put(f, take(count * sizeof(real)), count);
-}
-
-static array zero_activations(activation_shape shape) {
-  return put_activations(take(activation_count(shape) * sizeof(real)), shape);
-}
-
-// A row: of those elements of `out` for which `depends` is not 0, none may be a number.
-static void expect(const array *out, const real *depends, const char *what) {
-  int all = 0, numbers = 0;
-  if (out->converted)
-    d->download_activations(out->host, out->there, out->shape);
-  else
-    d->download(out->host, out->there, out->count * sizeof(real));
-  for (size_t i = 0; i < out->count; i++)
-    if (depends[i] != 0) {
-      all++;
-      numbers += !isnan(out->host[i]);
-    }
-  check(all && !numbers, "%s, %s: of %d, %d stay numbers", d->name, what, all, numbers);
-}
-
-// A row behind expect's: the others are numbers.
-static void expect_numbers(const array *out, const real *depends, const char *what) {
-  int lost = 0;
-  for (size_t i = 0; i < out->count; i++) lost += depends[i] == 0 && isnan(out->host[i]);
-  check(!lost, "%s, %s: of what does not depend on it, %d are NaN", d->name, what, lost);
-}
-
-static real *ones(size_t count) {
-  real *values = take(count * sizeof *values);
-  for (size_t i = 0; i < count; i++) values[i] = 1;
-  return values;
-}
-
-// 1 at i where i = at, counted modulo `period`, if there is one; else 0.
-static real *only(size_t count, size_t at, size_t period) {
-  real *values = take(count * sizeof *values);
-  for (size_t i = 0; i < count; i++) values[i] = (period ? i % period : i) == at;
-  return values;
-}
-
-static size_t somewhere(size_t count) {
-  return random_below(&stream, (uint32_t)count);
-}
-
 // -- Batch normalisation ----------------------------------------------------------------------------
-
-enum { Z, RESIDUAL, GAMMA, BETA, MEAN, VARIANCE, PLACES };
-static const char *const places[PLACES] = {"z",    "the residual", "gamma",
-                                           "beta", "mean",         "variance"};
 
 typedef struct {
   norm_shape shape;
@@ -197,31 +83,6 @@ static void test_norm(int pixels, int channels) {
       if (place != RESIDUAL || with_residual) test_norm_place(&c, place, with_residual);
     release();
   }
-}
-
-// From the z or the norm of what is added, where the device makes it on the way.
-static void test_added_norm(int channels, int place, bool relu) {
-  const norm_shape s = {35, channels, 1};
-  const activation_shape shape = {1, 35, channels};
-  const size_t count = (size_t)35 * channels, at = somewhere(place == Z ? count : (size_t)channels);
-  real *values[PLACES];
-  array on[PLACES], y = zero_activations(shape), one = put(REALS, ones(channels), channels);
-  for (int i = 0; i < PLACES; i++) values[i] = normals(i == Z ? count : (size_t)channels, 0, 1);
-  values[place][at] = a_nan();
-  on[Z] = put_activations(values[Z], shape);
-  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], channels);
-  const norm_arrays of = {.gamma = on[GAMMA].there,
-                          .beta = on[BETA].there,
-                          .mean = on[MEAN].there,
-                          .inverse_std = on[VARIANCE].there};
-  const norm_arrays own = {
-      .gamma = one.there, .beta = one.there, .mean = one.there, .inverse_std = one.there};
-  const addend add = {.values = on[Z].there, .norm = &of, .relu = relu};
-  d->fused->norm_apply(&s, y.there, NULL, put_activations(normals(count, 0, 1), shape).there, &own,
-                       &add, true);
-  expect(&y, only(count, at, place == Z ? 0 : channels), "norm_apply, from the norm that it adds");
-  let_go();
-  release();
 }
 
 // From dy, where y lets it through: dresidual there, and through the sums the whole channel.
@@ -346,43 +207,6 @@ static void test_conv_norm(int place, bool relu) {
                          put(WEIGHTS, normals(w, 0, 1), w).there, one.there, one.there,
                          put_activations(residual, z_shape).there, relu, one.there, one.there);
   expect(&y, depends, relu ? "conv_norm_inference, ReLU" : "conv_norm_inference");
-  let_go();
-  release();
-}
-
-// A norm on the way to a convolution: a NaN in z, or in one of the norm's arrays.
-static void test_norm_conv(int place) {
-  const conv_shape s = make_conv_shape(2, 8, 8, 16, 32, 3, 1);
-  const size_t x = 2 * 64 * 16, w = 32 * 9 * 16, z = 2 * 64 * 32, count[] = {x, 0, 16, 16, 16, 16};
-  const size_t at = somewhere(count[place]), channel = at % 16;
-  real *values[PLACES], *seen = poison(z), *filters = take(w * sizeof *filters);
-  real *one = place == Z ? only(x, at, 0) : only(x, channel, 16);
-  for (int i = 0; i < PLACES; i++) values[i] = normals(count[i], 0, 1);
-  values[place][at] = a_nan();
-  reference_conv_forward(&s, seen, one, ones(w), NULL);
-  reference_conv_backward_weight(&s, filters, ones(z), one);
-  const activation_shape x_shape = {2, 64, 16}, z_shape = {2, 64, 32};
-  array out = zero_activations(z_shape), dw = zeros(REALS, w), on[PLACES];
-  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], 16);
-  array of_out = put(REALS, ones(32), 32);
-  const norm_below below = {.norm = {.gamma = on[GAMMA].there,
-                                     .beta = on[BETA].there,
-                                     .mean = on[MEAN].there,
-                                     .inverse_std = on[VARIANCE].there},
-                            .z = put_activations(values[Z], x_shape).there};
-  const norm_arrays own = {.running_mean = of_out.there,
-                           .running_var = of_out.there,
-                           .mean = of_out.there,
-                           .inverse_std = of_out.there};
-  d->fused->norm_conv_statistics(&s, out.there, &below, put(WEIGHTS, normals(w, 0, 1), w).there,
-                                 &own);
-  d->fused->norm_conv_backward_weight(&s, dw.there,
-                                      put_activations(normals(z, 0, 1), z_shape).there, &below);
-  char what[80];
-  snprintf(what, sizeof what, "norm_conv_statistics, from %s", places[place]);
-  expect(&out, seen, what);
-  snprintf(what, sizeof what, "norm_conv_backward_weight, from %s", places[place]);
-  expect(&dw, filters, what);
   let_go();
   release();
 }
