@@ -74,13 +74,17 @@ static array zero_activations(activation_shape shape) {
   return put_activations(take(activation_count(shape) * sizeof(real)), shape);
 }
 
-// A row: of those elements of `out` for which `depends` is not 0, none may be a number.
-static void expect(const array *out, const real *depends, const char *what) {
-  int all = 0, numbers = 0;
+static void fetch(const array *out) {
   if (out->converted)
     d->download_activations(out->host, out->there, out->shape);
   else
     d->download(out->host, out->there, out->count * sizeof(real));
+}
+
+// A row: of those elements of `out` for which `depends` is not 0, none may be a number.
+static void expect(const array *out, const real *depends, const char *what) {
+  int all = 0, numbers = 0;
+  fetch(out);
   for (size_t i = 0; i < out->count; i++)
     if (depends[i] != 0) {
       all++;
@@ -89,11 +93,16 @@ static void expect(const array *out, const real *depends, const char *what) {
   check(all && !numbers, "%s, %s: of %d, %d stay numbers", d->name, what, all, numbers);
 }
 
-// A row behind expect's: the others are numbers.
-static void expect_numbers(const array *out, const real *depends, const char *what) {
-  int lost = 0;
-  for (size_t i = 0; i < out->count; i++) lost += depends[i] == 0 && isnan(out->host[i]);
-  check(!lost, "%s, %s: of what does not depend on it, %d are NaN", d->name, what, lost);
+// A row: those are NaNs, and the others, which may be all, are numbers.
+static void expect_just(const array *out, const real *depends, const char *what) {
+  int numbers = 0, lost = 0;
+  fetch(out);
+  for (size_t i = 0; i < out->count; i++) {
+    numbers += depends[i] != 0 && !isnan(out->host[i]);
+    lost += depends[i] == 0 && isnan(out->host[i]);
+  }
+  check(!numbers && !lost, "%s, %s: %d stay numbers; of what does not depend on it, %d are NaN",
+        d->name, what, numbers, lost);
 }
 
 static real *ones(size_t count) {
@@ -113,9 +122,69 @@ static size_t somewhere(size_t count) {
   return random_below(&stream, (uint32_t)count);
 }
 
-// What a batch normalisation reads.
-enum { Z, RESIDUAL, GAMMA, BETA, MEAN, VARIANCE, PLACES };
-static const char *const places[PLACES] = {"z",    "the residual", "gamma",
-                                           "beta", "mean",         "variance"};
+static bool any(const real *marks, size_t count) {
+  for (size_t i = 0; i < count; i++)
+    if (marks[i] != 0) return true;
+  return false;
+}
+
+// 1 for each channel of which [n][C] has a mark.
+static real *channels_of(const real *marks, size_t count, size_t channels) {
+  real *values = take(channels * sizeof *values);
+  for (size_t i = 0; i < count; i++)
+    if (marks[i] != 0) values[i % channels] = 1;
+  return values;
+}
+
+// -- What depends on what in a convolution ----------------------------------------------------------
+
+typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
+typedef enum { FIRST, SECOND, RESULT } operand;
+
+typedef struct {
+  size_t x, w, z;
+  activation_shape x_shape, z_shape;
+} conv_sizes;
+
+static conv_sizes sizes_of(const conv_shape *s) {
+  const activation_shape x = {s->batch, s->in_height * s->in_width, s->in_channels};
+  const activation_shape z = {s->batch, s->out_height * s->out_width, s->out_channels};
+  const size_t w = (size_t)s->out_channels * s->kernel * s->kernel * s->in_channels;
+  return (conv_sizes){activation_count(x), w, activation_count(z), x, z};
+}
+
+static size_t operand_count(const conv_shape *s, pass p, operand of) {
+  const conv_sizes n = sizes_of(s);
+  const size_t counts[3][3] = {{n.x, n.w, n.z}, {n.z, n.w, n.x}, {n.z, n.x, n.w}};
+  return counts[p][of];
+}
+
+static void convolve(const device *by, const conv_shape *s, pass p, void *out, const void *a,
+                     const void *b, double *sums) {
+  if (p == FORWARD) by->conv_forward(s, out, a, b, sums);
+  if (p == BACKWARD_INPUT) by->conv_backward_input(s, out, a, b, false);
+  if (p == BACKWARD_WEIGHT) by->conv_backward_weight(s, out, a, b);
+}
+
+// What of the result depends on the marked elements of one operand.
+static real *seen_from(const conv_shape *s, pass p, operand of, const real *marks) {
+  const real *others = ones(operand_count(s, p, of == FIRST ? SECOND : FIRST));
+  real *depends = poison(operand_count(s, p, RESULT));
+  convolve(&reference_device, s, p, depends, of == FIRST ? marks : others,
+           of == FIRST ? others : marks, NULL);
+  return depends;
+}
+
+// Draws an element, and finds what depends on it. Not every pixel is seen by a 1x1 convolution with stride 2:
+// one is drawn that is.
+static size_t draw_seen(const conv_shape *s, pass p, operand of, real **depends) {
+  const size_t count = operand_count(s, p, of);
+  size_t at;
+  do {
+    at = somewhere(count);
+    *depends = seen_from(s, p, of, only(count, at, 0));
+  } while (!any(*depends, operand_count(s, p, RESULT)));
+  return at;
+}
 
 #endif

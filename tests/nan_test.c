@@ -19,6 +19,10 @@
 
 // -- Batch normalisation ----------------------------------------------------------------------------
 
+enum { Z, RESIDUAL, GAMMA, BETA, MEAN, VARIANCE, PLACES };
+static const char *const places[PLACES] = {"z",    "the residual", "gamma",
+                                           "beta", "mean",         "variance"};
+
 typedef struct {
   norm_shape shape;
   bool relu, training;
@@ -85,14 +89,15 @@ static void test_norm(int pixels, int channels) {
   }
 }
 
-// From dy, where y lets it through: dresidual there, and through the sums the whole channel.
-static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) {
+// From dy, where y lets it through, above zero or itself a NaN: dresidual there, and through the sums the whole
+// channel.
+static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy, real y_there) {
   const norm_shape s = {pixels, channels, 1};
   const activation_shape shape = {1, pixels, channels};
   const size_t count = (size_t)pixels * channels, at = somewhere(count), k = at % channels;
   real *dy = normals(count, 0, 1), *z = normals(count, 0, 1), *y = normals(count, 0, 1);
   char what[100];
-  y[at] = 1;
+  y[at] = y_there;
   (in_dy ? dy : z)[at] = a_nan();
   array dz = zero_activations(shape), dresidual = zero_activations(shape);
   array dgamma = zeros(REALS, channels), dbeta = zeros(REALS, channels);
@@ -102,7 +107,10 @@ static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) 
                    put_activations(z, shape).there, put(REALS, gamma, channels).there,
                    put(REALS, mean, channels).there, put(REALS, inverse_std, channels).there, relu);
   snprintf(what, sizeof what, "norm_backward %dx%d%s, from %s: dz", pixels, channels,
-           relu ? ", ReLU" : "", in_dy ? "dy" : "z");
+           relu ? ", ReLU" : "",
+           !in_dy           ? "z"
+           : isnan(y_there) ? "dy and y"
+                            : "dy");
   expect(&dz, only(count, k, channels), what);
   expect(&dgamma, only(channels, k, 0), "its dgamma");
   if (in_dy) {
@@ -115,24 +123,10 @@ static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) 
 
 // -- Convolution ------------------------------------------------------------------------------------
 
-typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
 static const char *const pass_names[] = {"conv_forward", "conv_backward_input",
                                          "conv_backward_weight"};
 
 static const char *const inputs[][2] = {{"x", "w"}, {"dz", "w"}, {"dz", "x"}};
-
-static bool any(const real *marks, size_t count) {
-  for (size_t i = 0; i < count; i++)
-    if (marks[i] != 0) return true;
-  return false;
-}
-
-static void convolve(const device *by, const conv_shape *s, pass p, void *out, const void *a,
-                     const void *b, double *sums) {
-  if (p == FORWARD) by->conv_forward(s, out, a, b, sums);
-  if (p == BACKWARD_INPUT) by->conv_backward_input(s, out, a, b, false);
-  if (p == BACKWARD_WEIGHT) by->conv_backward_weight(s, out, a, b);
-}
 
 // Both sums of each channel that has one of those outputs.
 static void expect_sums(const real *depends, size_t count, const double *sums, int channels) {
@@ -143,39 +137,48 @@ static void expect_sums(const real *depends, size_t count, const double *sums, i
   check(!numbers, "%s, conv_forward, the sums: %d stay numbers", d->name, numbers);
 }
 
-// Not every pixel is seen by a 1x1 convolution with stride 2: one is drawn that is.
-static void test_conv(conv_shape s, pass p, bool in_first) {
-  const size_t x = (size_t)s.batch * s.in_height * s.in_width * s.in_channels;
-  const size_t z = (size_t)s.batch * s.out_height * s.out_width * s.out_channels;
-  const size_t w = (size_t)s.out_channels * s.kernel * s.kernel * s.in_channels;
-  const size_t sizes[3][3] = {{x, w, z}, {z, w, x}, {z, x, w}}; // two inputs, the output
-  const activation_shape x_shape = {s.batch, s.in_height * s.in_width, s.in_channels};
-  const activation_shape z_shape = {s.batch, s.out_height * s.out_width, s.out_channels};
-  const size_t *size = sizes[p], sums_bytes = 2 * s.out_channels * sizeof(double);
-  real *values[2] = {normals(size[0], 0, 1), normals(size[1], 0, 1)}, *depends = poison(size[2]);
-  const int place = !in_first;
+static void test_conv(conv_shape s, pass p, operand from) {
+  const conv_sizes n = sizes_of(&s);
+  const activation_shape first_shape = p == FORWARD ? n.x_shape : n.z_shape;
+  const size_t sums_bytes = 2 * s.out_channels * sizeof(double);
+  real *values[2], *depends;
   char what[100];
   double *sums = take(sums_bytes);
-  size_t at;
-  do {
-    const real *one = only(size[place], at = somewhere(size[place]), 0), *all = ones(size[!place]);
-    convolve(&reference_device, &s, p, depends, place ? all : one, place ? one : all, NULL);
-  } while (!any(depends, size[2]));
-  values[place][at] = a_nan();
-  array out =
-      p == BACKWARD_WEIGHT ? zeros(REALS, w) : zero_activations(p == FORWARD ? z_shape : x_shape);
-  const array a = put_activations(values[0], p == FORWARD ? x_shape : z_shape);
-  const array b =
-      p == BACKWARD_WEIGHT ? put_activations(values[1], x_shape) : put(WEIGHTS, values[1], w);
+  const size_t at = draw_seen(&s, p, from, &depends);
+  for (int i = FIRST; i <= SECOND; i++) values[i] = normals(operand_count(&s, p, i), 0, 1);
+  values[from][at] = a_nan();
+  const array out = p == BACKWARD_WEIGHT ? zeros(REALS, n.w)
+                                         : zero_activations(p == FORWARD ? n.z_shape : n.x_shape);
+  const array a = put_activations(values[FIRST], first_shape);
+  const array b = p == BACKWARD_WEIGHT ? put_activations(values[SECOND], n.x_shape)
+                                       : put(WEIGHTS, values[SECOND], n.w);
   void *there = hold(sums, sums_bytes);
   convolve(d, &s, p, out.there, a.there, b.there, p == FORWARD ? there : NULL);
   snprintf(what, sizeof what, "%s %dx%d/%d, %d -> %d, from %s", pass_names[p], s.kernel, s.kernel,
-           s.stride, s.in_channels, s.out_channels, inputs[p][place]);
-  expect(&out, depends, what);
-  if (p != BACKWARD_WEIGHT && in_first && strcmp(d->name, "cpu"))
-    expect_numbers(&out, depends, what);
+           s.stride, s.in_channels, s.out_channels, inputs[p][from]);
+  if (p != BACKWARD_WEIGHT && from == FIRST && strcmp(d->name, "cpu"))
+    expect_just(&out, depends, what);
+  else
+    expect(&out, depends, what);
   d->download(sums, there, sums_bytes);
-  if (p == FORWARD) expect_sums(depends, size[2], sums, s.out_channels);
+  if (p == FORWARD) expect_sums(depends, n.z, sums, s.out_channels);
+  let_go();
+  release();
+}
+
+// A NaN in what was there stays one, also where no tap meets it, and stays there, in `cpu`, too.
+static void test_accumulate(conv_shape s) {
+  const conv_sizes n = sizes_of(&s);
+  const size_t at = somewhere(n.x);
+  real *before = normals(n.x, 0, 1);
+  before[at] = a_nan();
+  const array dx = put_activations(before, n.x_shape);
+  d->conv_backward_input(&s, dx.there, put_activations(normals(n.z, 0, 1), n.z_shape).there,
+                         put(WEIGHTS, normals(n.w, 0, 1), n.w).there, true);
+  char what[100];
+  snprintf(what, sizeof what, "conv_backward_input %dx%d/%d, %d -> %d, from what was there",
+           s.kernel, s.kernel, s.stride, s.in_channels, s.out_channels);
+  expect_just(&dx, only(n.x, at, 0), what);
   let_go();
   release();
 }
@@ -186,29 +189,51 @@ static void test_convs(void) {
   for (int run = 0; run < 48; run++)
     test_conv(make_conv_shape(1, 8, 32, 3, 16, 3, 1), run / 2 % 3, run % 2);
   for (int i = 0; i < 3; i++)
-    for (int shape = 0; shape < 4; shape++)
-      for (int run = 0; run < 6; run++)
-        test_conv(make_conv_shape(2, 7, 6, channels[i][0], channels[i][1], shape & 1 ? 1 : 3,
-                                  shape & 2 ? 2 : 1),
-                  run / 2, run % 2);
+    for (int shape = 0; shape < 4; shape++) {
+      const conv_shape s = make_conv_shape(2, 7, 6, channels[i][0], channels[i][1],
+                                           shape & 1 ? 1 : 3, shape & 2 ? 2 : 1);
+      for (int run = 0; run < 6; run++) test_conv(s, run / 2, run % 2);
+      test_accumulate(s);
+    }
 }
 
-// Evaluation's convolution and norm as one, where the device has it.
-static void test_conv_norm(int place, bool relu) {
-  const conv_shape s = make_conv_shape(2, 7, 6, 16, 32, 3, 1);
-  const size_t x = 2 * 7 * 6 * 16, w = 32 * 9 * 16, z = 2 * 7 * 6 * 32;
-  const size_t at = somewhere(place == Z ? x : z);
-  real *in = normals(x, 0, 1), *residual = normals(z, 0, 1), *depends = only(z, at, 0);
-  (place == Z ? in : residual)[at] = a_nan();
-  if (place == Z) reference_conv_forward(&s, depends, only(x, at, 0), ones(w), NULL);
-  const activation_shape x_shape = {2, 7 * 6, 16}, z_shape = {2, 7 * 6, 32};
-  array y = zero_activations(z_shape), one = put(REALS, ones(32), 32);
-  d->conv_norm_inference(&s, y.there, put_activations(in, x_shape).there,
-                         put(WEIGHTS, normals(w, 0, 1), w).there, one.there, one.there,
-                         put_activations(residual, z_shape).there, relu, one.there, one.there);
-  expect(&y, depends, relu ? "conv_norm_inference, ReLU" : "conv_norm_inference");
+// Evaluation's convolution and norm as one, where the device has it. Z stands for x here, W comes last.
+static void test_conv_norm(int place, bool relu, bool with_residual) {
+  enum { W = PLACES, CHANNELS = 32 };
+  const conv_shape s = make_conv_shape(2, 7, 6, 16, CHANNELS, 3, 1);
+  const conv_sizes n = sizes_of(&s);
+  const size_t count[] = {n.x, n.z, CHANNELS, CHANNELS, CHANNELS, CHANNELS, n.w};
+  real *values[PLACES + 1], *depends;
+  size_t at = somewhere(count[place]);
+  if (place == Z || place == W)
+    at = draw_seen(&s, FORWARD, place == Z ? FIRST : SECOND, &depends);
+  else
+    depends = only(n.z, at, place == RESIDUAL ? 0 : CHANNELS);
+  for (int i = 0; i <= PLACES; i++) values[i] = normals(count[i], 0, 1);
+  values[VARIANCE] = absolute(values[VARIANCE], CHANNELS);
+  values[place][at] = a_nan();
+  array y = zero_activations(n.z_shape), on[PLACES];
+  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], CHANNELS);
+  on[RESIDUAL] = put_activations(values[RESIDUAL], n.z_shape);
+  d->conv_norm_inference(&s, y.there, put_activations(values[Z], n.x_shape).there,
+                         put(WEIGHTS, values[W], n.w).there, on[GAMMA].there, on[BETA].there,
+                         with_residual ? on[RESIDUAL].there : NULL, relu, on[MEAN].there,
+                         on[VARIANCE].there);
+  char what[100];
+  snprintf(what, sizeof what, "conv_norm_inference%s%s, from %s", relu ? ", ReLU" : "",
+           with_residual ? ", residual" : "",
+           place == Z   ? "x"
+           : place == W ? "w"
+                        : places[place]);
+  expect(&y, depends, what);
   let_go();
   release();
+}
+
+static void test_conv_norms(void) {
+  for (int variant = 0; variant < 4; variant++)
+    for (int place = 0; place <= PLACES; place++)
+      if (place != RESIDUAL || variant & 2) test_conv_norm(place, variant & 1, variant & 2);
 }
 
 // -- Pool and linear --------------------------------------------------------------------------------
@@ -329,17 +354,13 @@ static void test_device(void) {
   for (int i = 0; i < 2; i++) {
     test_norm(35, channels[i]);
     for (int variant = 0; variant < 4; variant++)
-      test_norm_backward(35, channels[i], variant & 1, variant & 2);
+      test_norm_backward(35, channels[i], variant & 1, variant & 2, 1);
+    test_norm_backward(35, channels[i], true, true, a_nan());
     test_pool(3, 16, channels[i]);
     for (int place = 0; place < 4; place++) test_linear(3, channels[i], place);
   }
-  for (int place = Z; d->conv_norm_inference && place <= RESIDUAL; place++)
-    for (int relu = 0; relu < 2; relu++) test_conv_norm(place, relu);
-  for (int place = Z; d->fused && d->fused->takes_norm && place < PLACES; place++)
-    if (place != RESIDUAL) {
-      test_norm_conv(place);
-      for (int i = 0; i < 4; i++) test_added_norm(channels[i / 2], place, i % 2);
-    }
+  if (d->conv_norm_inference) test_conv_norms();
+  if (d->fused) test_fusions();
   for (int j = 0; j < CLASSES; j++) test_loss(j % 2 ? 37 : 3, j);
   for (int place = 0; place < 4; place++) test_sgd(1003, place);
 }
