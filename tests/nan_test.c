@@ -11,121 +11,11 @@
 // the other one, those outputs are not 0. Outputs are 0 before. For a NaN in x or dz, outputs whose filter
 // does not meet it have to stay numbers: a kernel that multiplies more than it needs to, by zeroes, makes
 // NaNs of them. That is not asked of weight gradients, of NaNs in w, and of `cpu`, whose method, Winograd's,
-// works on tiles of 4x4 pixels at once.
+// works on tiles of 4x4 pixels at once. The fusions' cases are in tests/nan_fused.h.
 //
 //     make build/gcc/tests/nan_test && build/gcc/tests/nan_test
-#include "../reference/reference.h"
-#include "inputs.h"
+#include "nan_fused.h"
 #include <omp.h>
-
-static const device *d; // at work
-
-// A GPU's NaN, all bits set but the sign: rounded to bf16 by an addition, it would become -0.
-static real a_nan(void) {
-  const uint32_t bits = 0x7fffffff;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// -- Arrays on the device -------------------------------------------------------------------------
-
-// What convolutions and the linear layer read as weights has the format of activations where it is
-// rounded, and is floats where it is not.
-typedef enum { ACTIVATIONS, WEIGHTS, REALS } format;
-
-typedef struct {
-  bool converted;         // from and to floats, on its way
-  activation_shape shape; // of ACTIVATIONS; of others, all elements in a line
-  size_t count;
-  real *host;
-  void *there;
-} array;
-
-static void *held[60];
-static int held_count;
-
-static void *hold(const void *host, size_t bytes) {
-  if (held_count == sizeof held / sizeof *held) abort();
-  void *there = held[held_count++] = d->allocate(bytes);
-  d->upload(there, host, bytes);
-  return there;
-}
-
-static void let_go(void) {
-  while (held_count) d->release(held[--held_count]);
-}
-
-static array put_shaped(format f, real *host, activation_shape shape) {
-  const bool converted = f == ACTIVATIONS || (f == WEIGHTS && d->rounded_weight_bytes);
-  array a = {converted, shape, activation_count(shape), host, NULL};
-  const size_t bytes = f == ACTIVATIONS ? activation_size(d, shape)
-                       : converted      ? a.count * d->rounded_weight_bytes
-                                        : a.count * sizeof(real);
-  if (!converted) {
-    a.there = hold(host, bytes);
-  } else {
-    a.there = hold(take(bytes), bytes);
-    d->upload_activations(a.there, host, shape);
-  }
-  return a;
-}
-
-static array put(format f, real *host, size_t count) {
-  return put_shaped(f, host, (activation_shape){1, 1, (int)count});
-}
-
-static array put_activations(real *host, activation_shape shape) {
-  return put_shaped(ACTIVATIONS, host, shape);
-}
-
-// Outputs: zeros before.
-static array zeros(format f, size_t count) {
-  return put(f, take(count * sizeof(real)), count);
-}
-
-static array zero_activations(activation_shape shape) {
-  return put_activations(take(activation_count(shape) * sizeof(real)), shape);
-}
-
-// A row: of those elements of `out` for which `depends` is not 0, none may be a number.
-static void expect(const array *out, const real *depends, const char *what) {
-  int all = 0, numbers = 0;
-  if (out->converted)
-    d->download_activations(out->host, out->there, out->shape);
-  else
-    d->download(out->host, out->there, out->count * sizeof(real));
-  for (size_t i = 0; i < out->count; i++)
-    if (depends[i] != 0) {
-      all++;
-      numbers += !isnan(out->host[i]);
-    }
-  check(all && !numbers, "%s, %s: of %d, %d stay numbers", d->name, what, all, numbers);
-}
-
-// A row behind expect's: the others are numbers.
-static void expect_numbers(const array *out, const real *depends, const char *what) {
-  int lost = 0;
-  for (size_t i = 0; i < out->count; i++) lost += depends[i] == 0 && isnan(out->host[i]);
-  check(!lost, "%s, %s: of what does not depend on it, %d are NaN", d->name, what, lost);
-}
-
-static real *ones(size_t count) {
-  real *values = take(count * sizeof *values);
-  for (size_t i = 0; i < count; i++) values[i] = 1;
-  return values;
-}
-
-// 1 at i where i = at, counted modulo `period`, if there is one; else 0.
-static real *only(size_t count, size_t at, size_t period) {
-  real *values = take(count * sizeof *values);
-  for (size_t i = 0; i < count; i++) values[i] = (period ? i % period : i) == at;
-  return values;
-}
-
-static size_t somewhere(size_t count) {
-  return random_below(&stream, (uint32_t)count);
-}
 
 // -- Batch normalisation ----------------------------------------------------------------------------
 
@@ -199,39 +89,15 @@ static void test_norm(int pixels, int channels) {
   }
 }
 
-// From the z or the norm of what is added, where the device makes it on the way.
-static void test_added_norm(int channels, int place, bool relu) {
-  const norm_shape s = {35, channels, 1};
-  const activation_shape shape = {1, 35, channels};
-  const size_t count = (size_t)35 * channels, at = somewhere(place == Z ? count : (size_t)channels);
-  real *values[PLACES];
-  array on[PLACES], y = zero_activations(shape), one = put(REALS, ones(channels), channels);
-  for (int i = 0; i < PLACES; i++) values[i] = normals(i == Z ? count : (size_t)channels, 0, 1);
-  values[place][at] = a_nan();
-  on[Z] = put_activations(values[Z], shape);
-  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], channels);
-  const norm_arrays of = {.gamma = on[GAMMA].there,
-                          .beta = on[BETA].there,
-                          .mean = on[MEAN].there,
-                          .inverse_std = on[VARIANCE].there};
-  const norm_arrays own = {
-      .gamma = one.there, .beta = one.there, .mean = one.there, .inverse_std = one.there};
-  const addend add = {.values = on[Z].there, .norm = &of, .relu = relu};
-  d->fused->norm_apply(&s, y.there, NULL, put_activations(normals(count, 0, 1), shape).there, &own,
-                       &add, true);
-  expect(&y, only(count, at, place == Z ? 0 : channels), "norm_apply, from the norm that it adds");
-  let_go();
-  release();
-}
-
-// From dy, where y lets it through: dresidual there, and through the sums the whole channel.
-static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) {
+// From dy, where y lets it through, above zero or itself a NaN: dresidual there, and through the sums the whole
+// channel.
+static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy, real y_there) {
   const norm_shape s = {pixels, channels, 1};
   const activation_shape shape = {1, pixels, channels};
   const size_t count = (size_t)pixels * channels, at = somewhere(count), k = at % channels;
   real *dy = normals(count, 0, 1), *z = normals(count, 0, 1), *y = normals(count, 0, 1);
   char what[100];
-  y[at] = 1;
+  y[at] = y_there;
   (in_dy ? dy : z)[at] = a_nan();
   array dz = zero_activations(shape), dresidual = zero_activations(shape);
   array dgamma = zeros(REALS, channels), dbeta = zeros(REALS, channels);
@@ -241,7 +107,10 @@ static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) 
                    put_activations(z, shape).there, put(REALS, gamma, channels).there,
                    put(REALS, mean, channels).there, put(REALS, inverse_std, channels).there, relu);
   snprintf(what, sizeof what, "norm_backward %dx%d%s, from %s: dz", pixels, channels,
-           relu ? ", ReLU" : "", in_dy ? "dy" : "z");
+           relu ? ", ReLU" : "",
+           !in_dy           ? "z"
+           : isnan(y_there) ? "dy and y"
+                            : "dy");
   expect(&dz, only(count, k, channels), what);
   expect(&dgamma, only(channels, k, 0), "its dgamma");
   if (in_dy) {
@@ -254,24 +123,10 @@ static void test_norm_backward(int pixels, int channels, bool relu, bool in_dy) 
 
 // -- Convolution ------------------------------------------------------------------------------------
 
-typedef enum { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT } pass;
 static const char *const pass_names[] = {"conv_forward", "conv_backward_input",
                                          "conv_backward_weight"};
 
 static const char *const inputs[][2] = {{"x", "w"}, {"dz", "w"}, {"dz", "x"}};
-
-static bool any(const real *marks, size_t count) {
-  for (size_t i = 0; i < count; i++)
-    if (marks[i] != 0) return true;
-  return false;
-}
-
-static void convolve(const device *by, const conv_shape *s, pass p, void *out, const void *a,
-                     const void *b, double *sums) {
-  if (p == FORWARD) by->conv_forward(s, out, a, b, sums);
-  if (p == BACKWARD_INPUT) by->conv_backward_input(s, out, a, b, false);
-  if (p == BACKWARD_WEIGHT) by->conv_backward_weight(s, out, a, b);
-}
 
 // Both sums of each channel that has one of those outputs.
 static void expect_sums(const real *depends, size_t count, const double *sums, int channels) {
@@ -282,39 +137,48 @@ static void expect_sums(const real *depends, size_t count, const double *sums, i
   check(!numbers, "%s, conv_forward, the sums: %d stay numbers", d->name, numbers);
 }
 
-// Not every pixel is seen by a 1x1 convolution with stride 2: one is drawn that is.
-static void test_conv(conv_shape s, pass p, bool in_first) {
-  const size_t x = (size_t)s.batch * s.in_height * s.in_width * s.in_channels;
-  const size_t z = (size_t)s.batch * s.out_height * s.out_width * s.out_channels;
-  const size_t w = (size_t)s.out_channels * s.kernel * s.kernel * s.in_channels;
-  const size_t sizes[3][3] = {{x, w, z}, {z, w, x}, {z, x, w}}; // two inputs, the output
-  const activation_shape x_shape = {s.batch, s.in_height * s.in_width, s.in_channels};
-  const activation_shape z_shape = {s.batch, s.out_height * s.out_width, s.out_channels};
-  const size_t *size = sizes[p], sums_bytes = 2 * s.out_channels * sizeof(double);
-  real *values[2] = {normals(size[0], 0, 1), normals(size[1], 0, 1)}, *depends = poison(size[2]);
-  const int place = !in_first;
+static void test_conv(conv_shape s, pass p, operand from) {
+  const conv_sizes n = sizes_of(&s);
+  const activation_shape first_shape = p == FORWARD ? n.x_shape : n.z_shape;
+  const size_t sums_bytes = 2 * s.out_channels * sizeof(double);
+  real *values[2], *depends;
   char what[100];
   double *sums = take(sums_bytes);
-  size_t at;
-  do {
-    const real *one = only(size[place], at = somewhere(size[place]), 0), *all = ones(size[!place]);
-    convolve(&reference_device, &s, p, depends, place ? all : one, place ? one : all, NULL);
-  } while (!any(depends, size[2]));
-  values[place][at] = a_nan();
-  array out =
-      p == BACKWARD_WEIGHT ? zeros(REALS, w) : zero_activations(p == FORWARD ? z_shape : x_shape);
-  const array a = put_activations(values[0], p == FORWARD ? x_shape : z_shape);
-  const array b =
-      p == BACKWARD_WEIGHT ? put_activations(values[1], x_shape) : put(WEIGHTS, values[1], w);
+  const size_t at = draw_seen(&s, p, from, &depends);
+  for (int i = FIRST; i <= SECOND; i++) values[i] = normals(operand_count(&s, p, i), 0, 1);
+  values[from][at] = a_nan();
+  const array out = p == BACKWARD_WEIGHT ? zeros(REALS, n.w)
+                                         : zero_activations(p == FORWARD ? n.z_shape : n.x_shape);
+  const array a = put_activations(values[FIRST], first_shape);
+  const array b = p == BACKWARD_WEIGHT ? put_activations(values[SECOND], n.x_shape)
+                                       : put(WEIGHTS, values[SECOND], n.w);
   void *there = hold(sums, sums_bytes);
   convolve(d, &s, p, out.there, a.there, b.there, p == FORWARD ? there : NULL);
   snprintf(what, sizeof what, "%s %dx%d/%d, %d -> %d, from %s", pass_names[p], s.kernel, s.kernel,
-           s.stride, s.in_channels, s.out_channels, inputs[p][place]);
-  expect(&out, depends, what);
-  if (p != BACKWARD_WEIGHT && in_first && strcmp(d->name, "cpu"))
-    expect_numbers(&out, depends, what);
+           s.stride, s.in_channels, s.out_channels, inputs[p][from]);
+  if (p != BACKWARD_WEIGHT && from == FIRST && strcmp(d->name, "cpu"))
+    expect_just(&out, depends, what);
+  else
+    expect(&out, depends, what);
   d->download(sums, there, sums_bytes);
-  if (p == FORWARD) expect_sums(depends, size[2], sums, s.out_channels);
+  if (p == FORWARD) expect_sums(depends, n.z, sums, s.out_channels);
+  let_go();
+  release();
+}
+
+// A NaN in what was there stays one, also where no tap meets it, and stays there, in `cpu`, too.
+static void test_accumulate(conv_shape s) {
+  const conv_sizes n = sizes_of(&s);
+  const size_t at = somewhere(n.x);
+  real *before = normals(n.x, 0, 1);
+  before[at] = a_nan();
+  const array dx = put_activations(before, n.x_shape);
+  d->conv_backward_input(&s, dx.there, put_activations(normals(n.z, 0, 1), n.z_shape).there,
+                         put(WEIGHTS, normals(n.w, 0, 1), n.w).there, true);
+  char what[100];
+  snprintf(what, sizeof what, "conv_backward_input %dx%d/%d, %d -> %d, from what was there",
+           s.kernel, s.kernel, s.stride, s.in_channels, s.out_channels);
+  expect_just(&dx, only(n.x, at, 0), what);
   let_go();
   release();
 }
@@ -325,66 +189,51 @@ static void test_convs(void) {
   for (int run = 0; run < 48; run++)
     test_conv(make_conv_shape(1, 8, 32, 3, 16, 3, 1), run / 2 % 3, run % 2);
   for (int i = 0; i < 3; i++)
-    for (int shape = 0; shape < 4; shape++)
-      for (int run = 0; run < 6; run++)
-        test_conv(make_conv_shape(2, 7, 6, channels[i][0], channels[i][1], shape & 1 ? 1 : 3,
-                                  shape & 2 ? 2 : 1),
-                  run / 2, run % 2);
+    for (int shape = 0; shape < 4; shape++) {
+      const conv_shape s = make_conv_shape(2, 7, 6, channels[i][0], channels[i][1],
+                                           shape & 1 ? 1 : 3, shape & 2 ? 2 : 1);
+      for (int run = 0; run < 6; run++) test_conv(s, run / 2, run % 2);
+      test_accumulate(s);
+    }
 }
 
-// Evaluation's convolution and norm as one, where the device has it.
-static void test_conv_norm(int place, bool relu) {
-  const conv_shape s = make_conv_shape(2, 7, 6, 16, 32, 3, 1);
-  const size_t x = 2 * 7 * 6 * 16, w = 32 * 9 * 16, z = 2 * 7 * 6 * 32;
-  const size_t at = somewhere(place == Z ? x : z);
-  real *in = normals(x, 0, 1), *residual = normals(z, 0, 1), *depends = only(z, at, 0);
-  (place == Z ? in : residual)[at] = a_nan();
-  if (place == Z) reference_conv_forward(&s, depends, only(x, at, 0), ones(w), NULL);
-  const activation_shape x_shape = {2, 7 * 6, 16}, z_shape = {2, 7 * 6, 32};
-  array y = zero_activations(z_shape), one = put(REALS, ones(32), 32);
-  d->conv_norm_inference(&s, y.there, put_activations(in, x_shape).there,
-                         put(WEIGHTS, normals(w, 0, 1), w).there, one.there, one.there,
-                         put_activations(residual, z_shape).there, relu, one.there, one.there);
-  expect(&y, depends, relu ? "conv_norm_inference, ReLU" : "conv_norm_inference");
-  let_go();
-  release();
-}
-
-// A norm on the way to a convolution: a NaN in z, or in one of the norm's arrays.
-static void test_norm_conv(int place) {
-  const conv_shape s = make_conv_shape(2, 8, 8, 16, 32, 3, 1);
-  const size_t x = 2 * 64 * 16, w = 32 * 9 * 16, z = 2 * 64 * 32, count[] = {x, 0, 16, 16, 16, 16};
-  const size_t at = somewhere(count[place]), channel = at % 16;
-  real *values[PLACES], *seen = poison(z), *filters = take(w * sizeof *filters);
-  real *one = place == Z ? only(x, at, 0) : only(x, channel, 16);
-  for (int i = 0; i < PLACES; i++) values[i] = normals(count[i], 0, 1);
+// Evaluation's convolution and norm as one, where the device has it. Z stands for x here, W comes last.
+static void test_conv_norm(int place, bool relu, bool with_residual) {
+  enum { W = PLACES, CHANNELS = 32 };
+  const conv_shape s = make_conv_shape(2, 7, 6, 16, CHANNELS, 3, 1);
+  const conv_sizes n = sizes_of(&s);
+  const size_t count[] = {n.x, n.z, CHANNELS, CHANNELS, CHANNELS, CHANNELS, n.w};
+  real *values[PLACES + 1], *depends;
+  size_t at = somewhere(count[place]);
+  if (place == Z || place == W)
+    at = draw_seen(&s, FORWARD, place == Z ? FIRST : SECOND, &depends);
+  else
+    depends = only(n.z, at, place == RESIDUAL ? 0 : CHANNELS);
+  for (int i = 0; i <= PLACES; i++) values[i] = normals(count[i], 0, 1);
+  values[VARIANCE] = absolute(values[VARIANCE], CHANNELS);
   values[place][at] = a_nan();
-  reference_conv_forward(&s, seen, one, ones(w), NULL);
-  reference_conv_backward_weight(&s, filters, ones(z), one);
-  const activation_shape x_shape = {2, 64, 16}, z_shape = {2, 64, 32};
-  array out = zero_activations(z_shape), dw = zeros(REALS, w), on[PLACES];
-  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], 16);
-  array of_out = put(REALS, ones(32), 32);
-  const norm_below below = {.norm = {.gamma = on[GAMMA].there,
-                                     .beta = on[BETA].there,
-                                     .mean = on[MEAN].there,
-                                     .inverse_std = on[VARIANCE].there},
-                            .z = put_activations(values[Z], x_shape).there};
-  const norm_arrays own = {.running_mean = of_out.there,
-                           .running_var = of_out.there,
-                           .mean = of_out.there,
-                           .inverse_std = of_out.there};
-  d->fused->norm_conv_statistics(&s, out.there, &below, put(WEIGHTS, normals(w, 0, 1), w).there,
-                                 &own);
-  d->fused->norm_conv_backward_weight(&s, dw.there,
-                                      put_activations(normals(z, 0, 1), z_shape).there, &below);
-  char what[80];
-  snprintf(what, sizeof what, "norm_conv_statistics, from %s", places[place]);
-  expect(&out, seen, what);
-  snprintf(what, sizeof what, "norm_conv_backward_weight, from %s", places[place]);
-  expect(&dw, filters, what);
+  array y = zero_activations(n.z_shape), on[PLACES];
+  for (int i = GAMMA; i < PLACES; i++) on[i] = put(REALS, values[i], CHANNELS);
+  on[RESIDUAL] = put_activations(values[RESIDUAL], n.z_shape);
+  d->conv_norm_inference(&s, y.there, put_activations(values[Z], n.x_shape).there,
+                         put(WEIGHTS, values[W], n.w).there, on[GAMMA].there, on[BETA].there,
+                         with_residual ? on[RESIDUAL].there : NULL, relu, on[MEAN].there,
+                         on[VARIANCE].there);
+  char what[100];
+  snprintf(what, sizeof what, "conv_norm_inference%s%s, from %s", relu ? ", ReLU" : "",
+           with_residual ? ", residual" : "",
+           place == Z   ? "x"
+           : place == W ? "w"
+                        : places[place]);
+  expect(&y, depends, what);
   let_go();
   release();
+}
+
+static void test_conv_norms(void) {
+  for (int variant = 0; variant < 4; variant++)
+    for (int place = 0; place <= PLACES; place++)
+      if (place != RESIDUAL || variant & 2) test_conv_norm(place, variant & 1, variant & 2);
 }
 
 // -- Pool and linear --------------------------------------------------------------------------------
@@ -505,17 +354,13 @@ static void test_device(void) {
   for (int i = 0; i < 2; i++) {
     test_norm(35, channels[i]);
     for (int variant = 0; variant < 4; variant++)
-      test_norm_backward(35, channels[i], variant & 1, variant & 2);
+      test_norm_backward(35, channels[i], variant & 1, variant & 2, 1);
+    test_norm_backward(35, channels[i], true, true, a_nan());
     test_pool(3, 16, channels[i]);
     for (int place = 0; place < 4; place++) test_linear(3, channels[i], place);
   }
-  for (int place = Z; d->conv_norm_inference && place <= RESIDUAL; place++)
-    for (int relu = 0; relu < 2; relu++) test_conv_norm(place, relu);
-  for (int place = Z; d->fused && d->fused->takes_norm && place < PLACES; place++)
-    if (place != RESIDUAL) {
-      test_norm_conv(place);
-      for (int i = 0; i < 4; i++) test_added_norm(channels[i / 2], place, i % 2);
-    }
+  if (d->conv_norm_inference) test_conv_norms();
+  if (d->fused) test_fusions();
   for (int j = 0; j < CLASSES; j++) test_loss(j % 2 ? 37 : 3, j);
   for (int place = 0; place < 4; place++) test_sgd(1003, place);
 }
