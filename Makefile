@@ -248,6 +248,10 @@ train: $(TRAIN) $(SHAPES)
 
 # For have_threads_sleep's reason, in run/process.c.
 check: export OMP_WAIT_POLICY := passive
+# A GPU that is there has to be checked.
+ifneq ($(and $(DETECTED),$(ARCH)),)
+check: export GPU_EXPECTED := $(DETECTED)
+endif
 # Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there, and
 # runs of the trainer on the CPU.
 SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/step_test)

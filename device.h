@@ -38,9 +38,9 @@
 // Every pointer that an operation takes is memory from the device's own `allocate`. Outputs are
 // overwritten unless it says "adds to". Pointers must not overlap unless it says they may.
 //
-// Checked by `make check`: the reference's gradients against finite differences in double precision, whole steps
-// of `reference` and `cpu` against PyTorch's numbers, and every other device against the reference, operation by
-// operation, on every shape of the network.
+// Checked by `make check`: the reference's gradients against finite differences in double precision,
+// whole steps of `reference` and `cpu` against PyTorch's numbers, and every other device against the
+// reference, operation by operation, on every shape of the network.
 #ifndef DEVICE_H
 #define DEVICE_H
 
@@ -274,7 +274,7 @@ typedef struct device {
   void (*conv_norm_inference)(const conv_shape *shape, void *y, const void *x, const void *w,
                               const real *gamma, const real *beta, const void *residual, bool relu,
                               const real *running_mean, const real *running_var);
-  // From dy: g = dy where y > 0, else 0; without ReLU g = dy. xhat = (z - mean) inverse_std.
+  // From dy: g = dy where y > 0 or is a NaN, else 0; without ReLU g = dy. xhat = (z - mean) inverse_std.
   //     dresidual = g    dbeta = sum g    dgamma = sum g xhat
   //     dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n)
   // y is read only where relu is set. dresidual may be NULL, and may be dy itself; dz may be dy
@@ -353,7 +353,7 @@ struct fusions {
   bool keeps_masks; // norm_apply can write one, and conv_backward_masked wants one
 
   // conv_backward_input, whose dx is the gradient of a ReLU's output; and the first part of that
-  // layer's norm_backward: in place of dx, g = dx where the output was above zero, else 0; and
+  // layer's norm_backward: in place of dx, g = dx where the output was above zero or a NaN, else 0; and
   // dbeta and dgamma, also those of below->shortcut. With `accumulate`, g = 0 or dx + what was there.
   void (*conv_backward_masked)(const conv_shape *shape, void *g, const void *dz, const void *w,
                                bool accumulate, const norm_below *below);

@@ -3,7 +3,7 @@
 // conv.cu.
 //
 //     forward    y = act(gamma (z - mean) inverse_std + beta + residual)
-//     backward   g = dy where y > 0, else 0 (without ReLU: dy)        xhat = (z - mean) inverse_std
+//     backward   g = dy where y > 0 or NaN, else 0 (without ReLU: dy)       xhat = (z - mean) inverse_std
 //                dbeta = sum g        dgamma = sum g xhat
 //                dz = gamma inverse_std (g - dbeta / n - xhat dgamma / n)        dresidual = g
 //

@@ -43,6 +43,14 @@ static inline double larger(double a, double b) {
   return a > b || isnan(a) ? a : b;
 }
 
+// There are no rows for a GPU: a failure where nvidia-smi names one (the Makefile says so in GPU_EXPECTED).
+static inline void no_rows_for_cuda(const char *why) {
+  if (getenv("GPU_EXPECTED"))
+    check(false, "no rows for cuda, though there is a GPU: %s", why);
+  else
+    printf("no rows for cuda: %s\n", why);
+}
+
 // The last line of a test program and its exit status.
 static inline int check_summary(void) {
   printf("%d passed, %d failed\n", checks_passed, checks_failed);

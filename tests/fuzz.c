@@ -1,5 +1,5 @@
-// tests/fuzz.c - random bytes against all that reads what comes from elsewhere: files, settings in them, and
-// command lines; by libFuzzer, which changes inputs so that they reach code that no input reached before.
+// tests/fuzz.c - random bytes against what reads data sets, weights, a run's settings and command
+// lines; by libFuzzer, which changes inputs so that they reach code that no input reached before.
 //
 // The first byte of an input chooses what the rest is:
 //

@@ -517,7 +517,7 @@ static inline void print_results(const selection *s) {
   for (int i = 0; i < count; i++)
     printf("%-20s %-10s %6d %6d  %.3f\n", all[i].operation, all[i].device, all[i].rows,
            all[i].failed, all[i].worst);
-  if (results[ON_GPU].no_gpu[0]) printf("no rows for cuda: %s\n", results[ON_GPU].no_gpu);
+  if (results[ON_GPU].no_gpu[0]) no_rows_for_cuda(results[ON_GPU].no_gpu);
   if (!count) check(false, "nothing was checked");
   if (!s->operation && !s->device && !s->network) check_completeness(all, count);
 }

@@ -374,7 +374,7 @@ int main(void) {
     error e;
     d = device_by_name(names[i], &e);
     if (d) test_device();
-    if (!d && i == 6) printf("no rows for cuda: %s\n", e.text);
+    if (!d && i == 6) no_rows_for_cuda(e.text);
   }
   return check_summary();
 }

@@ -379,7 +379,7 @@ static void open_gpus(void) {
   error e;
   for (int i = 0; i < 5; i++) {
     const device *d = device_by_name(names[i], &e);
-    if (!d && i == 4) printf("no rows for cuda: %s\n", e.text);
+    if (!d && i == 4) no_rows_for_cuda(e.text);
     if (!d) continue;
     for (int j = 0; j < gpu_count; j++)
       check(gpus[j] != d, "%s and %s are not the same table", names[i], gpus[j]->name);

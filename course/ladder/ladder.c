@@ -81,10 +81,10 @@ static double worst_error(const conv_shape *s, const problem *p, const real *z) 
   const double terms = s->kernel * s->kernel * s->in_channels, unit = 0x1p-24;
   double worst = 0;
   for (size_t i = 0; i < out_count(s); i++) {
-    int exponent;
-    frexp(p->expected[i],
-          &exponent); // |expected| < 2^exponent: neighbours are 2^(exponent - 8) apart
     const double slack = (9 * terms + 64 * sqrt(terms)) * unit * sqrt((double)p->r_squared[i]);
+    const double size = fabs((double)p->expected[i]) + slack;
+    int exponent = -125; // size < 2^exponent: neighbours are 2^(exponent - 8) apart
+    if (size >= 0x1p-126) frexp(size, &exponent);
     worst = larger(worst,
                    fabs((double)z[i] - (double)p->expected[i]) / (slack + ldexp(1, exponent - 9)));
   }
