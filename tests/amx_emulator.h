@@ -38,9 +38,9 @@ static _Thread_local tile_state emulated;
 static atomic_long emulated_products; // of all threads
 
 __attribute__((noreturn)) static void refuse_instruction(const char *why) {
-  const size_t length = strlen(why);
-  if (write(2, why, length) == (ssize_t)length && write(2, "\n", 1) == 1) _exit(3);
-  _exit(4);
+  char line[80];
+  const int length = snprintf(line, sizeof line, "FAIL %s\n", why);
+  _exit(write(2, line, (size_t)length) == length ? 3 : 4);
 }
 
 static int64_t register_of(const greg_t *registers, int number) {

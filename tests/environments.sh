@@ -3,9 +3,10 @@
 #
 # A check that passes on its author's machine may lean on it: on a decimal point, on files that
 # everybody may read, on a writable source directory, on names without blanks. So here the quick part
-# of `make check` (files, checkpoints, data, whole runs on the CPU) is built and run
+# of `make check` (files, checkpoints, data, whole runs on the CPU), and the experiment, is built and run
 #
-#     comma       with a locale whose numbers have a decimal comma, made here by localedef
+#     comma       with a locale whose numbers have a decimal comma, made here by localedef. That is for the
+#                 scripts, whose awk and printf follow it: no program in C calls setlocale
 #     umask       with umask 077
 #     homeless    with no HOME and hardly any environment
 #     read-only   in a source tree that cannot be written, with BUILD= elsewhere
@@ -26,10 +27,10 @@ build=$2
 export OMP_WAIT_POLICY=passive
 [ "$3" = whole ] && exec make -j2 NVCC= BUILD="$build" check
 tests=
-for test in random cifar safetensors checkpoint crash; do tests+=" $build/tests/${test}_test"; done
+for test in random cifar safetensors checkpoint crash log_files wiring; do tests+=" $build/tests/${test}_test"; done
 make -s -j2 NVCC= BUILD="$build" "$build/train" "$build/shapes" $tests || exit 1
 exec tests/run.sh "tests/train_test.sh $build/train $build/shapes quick" $tests \
-  "tests/data_test.sh $build/train $build/shapes"
+  "tests/data_test.sh $build/train $build/shapes" "tests/experiment_test.sh $build/train $build/shapes"
 SCRIPT
 
 # A copy of the sources, as $work/NAME.

@@ -4,8 +4,8 @@
 # `make course-check` runs it.
 set -u
 export CUDA_VISIBLE_DEVICES= # what is tested is the same on the CPU (train_test.sh says more)
-export TRAIN=$PWD/$1 DATA=data RESULTS=results RECIPE=minutes SEEDS=1 JOBS=2
-shapes=$PWD/$2 experiment=$PWD/tools/experiment.sh passed=0 failed=0
+export TRAIN=$(realpath "$1") DATA=data RESULTS=results RECIPE=minutes SEEDS=1 JOBS=2
+shapes=$(realpath "$2") experiment=$PWD/tools/experiment.sh passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 export ARGS='--width=8 --train-images=64 --batch 16 --epochs 2 --milestones 1 --test-images 20'
 "$shapes" --seed 3 --train 100 --test 50 data >/dev/null || echo "FAIL experiment: no data"

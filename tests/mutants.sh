@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The check checked: does `make check` notice when the program is wrong?
 #
-#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs 1/4)
+#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs a quarter)
 #     tests/mutants.sh plant TREE FILE WHAT      only plants one, in a tree of sources, for tools/bug.sh;
 #                                   prints its program and operation
 #
 # Each entry of that file breaks one place of the sources, in a copy of them in a temporary directory,
-# one at a time. What the check named there does not reject then (by a failed row, or a report of the
-# simulator) makes this script fail; so does an edit that no longer applies, because its old text is
-# not there exactly once, or that does not compile. V=1 shows what noticed it.
+# one at a time. What the check named there does not reject then (by a failed row, a report of the
+# simulator, or its death) makes this script fail; so does an edit that does not compile, and, of whatever
+# part, one that no longer applies, because its old text is not there exactly once. V=1 shows what noticed it.
 #
 #     == FILE: PROGRAM: what is broken
 #     == FILE: PROGRAM OPERATION: what is broken
@@ -62,7 +62,7 @@ run_in() {
   (cd "$1" && exec timeout $limit $command) >"$1/log" 2>&1
 }
 
-# The entries of this part: number, file, program, operation, what is broken, old text, new text.
+# All entries: number, file, program, operation, what is broken, old text, new text.
 entries() {
   local head='' old='' line number=0 check
   while IFS= read -r line; do
@@ -73,32 +73,50 @@ entries() {
       line=${line#+} number=$((number + 1)) check=${head#*: }
       check=${check%%: *}
       [[ $check == *' '* ]] || check+=' -'
-      [ $(((number - 1) % parts + 1)) -eq "$part_number" ] &&
-        printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check%% *}" "${check#* }" \
-          "${head#*: *: }" "${old# }" "${line# }"
+      printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' $number "${head%%: *}" "${check%% *}" "${check#* }" \
+        "${head#*: *: }" "${old# }" "${line# }"
       ;;
     esac
   done <tests/mutants.txt
 }
 
-# replace FILE OLD NEW: false unless OLD is there exactly once.
-replace() {
-  local text rest
-  text=$(cat "$1" && echo x) || return 1
-  text=${text%x}
-  rest=${text#*"$2"}
-  [ "$rest" != "$text" ] && [[ $rest != *"$2"* ]] || return 1
-  printf '%s' "${text%%"$2"*}$3$rest" >"$1"
+# applies FILE OLD: is that text there exactly once?
+applies() {
+  local text
+  text=$(<"$1") || return 1
+  [[ $text == *"$2"* && $text != *"$2"*"$2"* ]]
 }
 
-entries >"$work/entries"
+# replace FILE OLD NEW: false where that does not apply.
+replace() {
+  local text
+  applies "$1" "$2" || return 1
+  text=$(cat "$1" && echo x)
+  text=${text%x}
+  printf '%s' "${text%%"$2"*}$3${text#*"$2"}" >"$1"
+}
+
+entries >"$work/all"
 if [ "${1:-}" = plant ]; then
   IFS=$'\t' read -r _ file program operation _ old new < <(
-    awk -F'\t' -v file="$3" -v what="$4" '$2 == file && $5 == what' "$work/entries")
+    awk -F'\t' -v file="$3" -v what="$4" '$2 == file && $5 == what' "$work/all")
   [ -n "${file:-}" ] && replace "$2/$file" "$(printf '%b' "$old")" "$(printf '%b' "$new")" &&
     echo "$program $operation"
   exit
 fi
+
+# give_up: what failed before the first bug was planted.
+give_up() {
+  echo "0 passed, $(wc -l <"$work/failed") failed"
+  exit 1
+}
+
+while IFS=$'\t' read -r number file program _ what old _; do
+  applies "$file" "$(printf '%b' "$old")" ||
+    echo "FAIL does not apply  $number $file $program: $what" | tee -a "$work/failed"
+done <"$work/all"
+[ ! -e "$work/failed" ] || give_up
+sed -n "$part_number~${parts}p" "$work/all" >"$work/entries"
 mkdir "$work/0" &&
   cp -a Makefile ./*.c ./*.h ./*.cu reference cpu cpu-bf16 gpu run simt tests tools "$work/0" || exit 1
 mapfile -t programs < <(cut -f 3 "$work/entries" | sort -u)
@@ -121,27 +139,26 @@ for ((i = 0; i < workers; i++)); do
   done &
 done
 wait
-if [ -e "$work/failed" ]; then
-  echo "0 passed, $(wc -l <"$work/failed") failed"
-  exit 1
-fi
+[ ! -e "$work/failed" ] || give_up
 
 # run_mutant TREE FILE PROGRAM OPERATION OLD NEW: a line, "ok" or "FAIL" first.
 run_mutant() {
   local tree=$1 file=$2 program=$3 status noticed old new
   old=$(printf '%b' "$5") new=$(printf '%b' "$6")
-  if ! replace "$tree/$file" "$old" "$new"; then
-    echo "FAIL does not apply"
-  elif ! make_in "$tree" $(target_of "$program") >"$tree/log" 2>&1; then
+  replace "$tree/$file" "$old" "$new"
+  if ! make_in "$tree" $(target_of "$program") >"$tree/log" 2>&1; then
     echo "FAIL does not compile: $(grep -m 1 error "$tree/log")"
   else
     run_in "$tree" "$program" "$4"
     status=$?
     noticed=$(grep -m 1 -e '^FAIL' -e '^simt:' "$tree/log" | tr -s ' ')
+    [ $status -gt 128 ] && noticed=${noticed:-signal $((status - 128))}
     if [ $status -eq 0 ]; then
       echo "FAIL survived"
     elif [ $status -eq 124 ]; then
       echo "FAIL hangs"
+    elif [ $status -eq 2 ] || [ -z "$noticed" ]; then
+      echo "FAIL ends with status $status: $(grep -v '^ok ' "$tree/log" | tail -n 2 | tr '\n' ' ')"
     else
       echo "ok   killed${V:+ by $noticed}"
     fi

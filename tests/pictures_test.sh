@@ -86,13 +86,13 @@ check "targets: 0.7 (1 - s) + 0.3 s / 9, and so on" $?
 grep -q '>m2 = 5 x 1.5 = 7.5<' winograd.svg && grep -q '>y0 = 7<' winograd.svg && grep -q '>y1 = 10<' winograd.svg
 check "winograd: the results of the formula, 1 + 2 * 3 and 2 + 2 * 4" $?
 error=$("$train" --data data --eval run/resnet18_cifar10.safetensors | sed -n 's/.*calibration error *\([0-9.]*\).*/\1/p')
-grep -q "error $(printf %.3f "$error")" reliability.svg
+grep -q "error $(LC_ALL=C printf %.3f "$error")" reliability.svg
 check "reliability: the calibration error that --eval gives" $?
 
 # A sheet of 14 kernels: the first takes 28 % of an H100's time and 10 % of an RTX 3090's, the others
 # share the rest; it does 100 FLOP for each byte, where an H100's memory allows 335 TFLOP/s. From 10 to
 # 1,000 are 300 units each way: its point lies in the middle, at 64 + 150, and log10(33.5) * 150 up.
-awk 'function row(name, gflop, mb, h100, rest) {
+LC_ALL=C awk 'function row(name, gflop, mb, h100, rest) {
        printf "%-29s %-7s %4d %8.1f %8.1f %9.1f %8.1f %5.2f %7.1f %7.1f %7.1f %7.1f\n", name, "3x3/1", 1, gflop, mb, mb, 0, 1, rest, h100, rest, rest }
      BEGIN { print "kernel                        layer"
              row("first (output)", 100, 1000, 280, 100)

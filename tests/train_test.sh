@@ -7,8 +7,10 @@
 set -u
 # Signals do here what they do in a terminal, whoever started this: nohup ignores SIGHUP, other programs
 # SIGPIPE, and what a process ignores its children ignore.
-[ -n "${SIGNALS_ARE_DEFAULT:-}" ] || SIGNALS_ARE_DEFAULT=1 exec env --default-signal bash "$0" "$@"
-export LC_ALL=C # awk and printf read numbers with a decimal point
+if env --default-signal true 2>/dev/null; then # coreutils 8.31, of 2019
+  [ -n "${SIGNALS_ARE_DEFAULT:-}" ] || SIGNALS_ARE_DEFAULT=1 exec env --default-signal bash "$0" "$@"
+fi
+awk() { LC_ALL=C command awk "$@"; } # the trainer's numbers have decimal points, whatever the locale
 # Runs are on the CPU: a GPU is told of some fifty steps before the first of them is done, so a signal that comes
 # in the middle of an epoch would stop most runs at its end. on_gpu shows the command what is hidden here.
 gpus=${CUDA_VISIBLE_DEVICES-all}
@@ -17,6 +19,7 @@ on_gpu() { if [ "$gpus" = all ]; then env -u CUDA_VISIBLE_DEVICES "$@"; else CUD
 train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-} passed=0 failed=0
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
+skip() { echo "skip train: $1: $2"; }
 check() { # what, status
   if [ "$2" -eq 0 ]; then
     passed=$((passed + 1)) && echo "ok   train: $1"
@@ -28,7 +31,9 @@ weights() { echo "$1/resnet18_cifar10.safetensors"; }
 same() { cmp -s "$(weights "$1")" "$(weights "$2")"; }
 
 "$shapes" --seed 3 --train 150 --test 100 data >/dev/null || echo "FAIL train: no data"
-small="--data data --width 8 --batch 32 --epochs 2 --milestones 1 --seed 5" # 5 steps an epoch
+# On one device, whose bits the machine does not choose: auto takes cpu-bf16 where there is AMX.
+on_cpu="--data data --device cpu"
+small="$on_cpu --width 8 --batch 32 --epochs 2 --milestones 1 --seed 5" # 5 steps an epoch
 
 # -- A run, and the same again ----------------------------------------------------------------------
 "$train" $small --threads 2 --checkpoint a --log a.csv --trace a.jsonl >a.out
@@ -50,7 +55,7 @@ done
 "$train" $small --checkpoint other --seed 6 >/dev/null
 ! same a other
 check "another seed gives other bits" $?
-"$train" --data data --width 8 --eval "$(weights a)" >eval.out
+"$train" $on_cpu --width 8 --eval "$(weights a)" >eval.out
 accuracy=$(sed -n 's/^done: test accuracy \([0-9.]* % ([0-9]* of 100)\).*/\1/p' a.out)
 [ -n "$accuracy" ] && grep -q "accuracy $accuracy" eval.out && [ "$(grep -c ' of ' eval.out)" -ge 11 ]
 check "--eval gives the accuracy that the run ended with, and each class's" $?
@@ -64,22 +69,22 @@ close "$(column test_nll a.csv)" "$(figure 'negative log likelihood' eval.out)" 
   grep -q 'smoothing 0.1, as in its training' eval.out && ! close "$(column test_nll a.csv)" "$(column test_loss a.csv)"
 check "--eval gives the test_nll and the test_loss of the run's last row" $?
 "$train" $small --epochs 1 --smoothing 0 --checkpoint unsmoothed --log unsmoothed.csv >/dev/null
-"$train" --data data --eval "$(weights unsmoothed)" >unsmoothed.out
+"$train" $on_cpu --eval "$(weights unsmoothed)" >unsmoothed.out
 close "$(column test_loss unsmoothed.csv)" "$(figure 'training criterion' unsmoothed.out)" &&
   close "$(column test_loss unsmoothed.csv)" "$(figure 'negative log likelihood' unsmoothed.out)" &&
   grep -q 'smoothing 0, as in its training' unsmoothed.out
 check "a run without smoothing: --eval finds that in the resume file, and both losses are the same" $?
 cp "$(weights unsmoothed)" alone.safetensors
-"$train" --data data --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's" &&
-  "$train" --data data --eval alone.safetensors --smoothing 0.3 | grep -q 'smoothing 0.3, as given' &&
+"$train" $on_cpu --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's" &&
+  "$train" $on_cpu --eval alone.safetensors --smoothing 0.3 | grep -q 'smoothing 0.3, as given' &&
   cp "$(weights a)" alone.safetensors && cp unsmoothed/resnet18_cifar10.resume.safetensors alone.resume.safetensors &&
-  "$train" --data data --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's"
+  "$train" $on_cpu --eval alone.safetensors | grep -q "smoothing 0.1, the recipe's"
 check "weights alone, or beside another run's resume file: the recipe's smoothing, or the one given" $?
-"$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && echo kept >>bins.csv &&
-  "$train" --data data --eval "$(weights a)" --bins bins.csv >/dev/null && grep -q kept bins.csv.1
+"$train" $on_cpu --eval "$(weights a)" --bins bins.csv >/dev/null && echo kept >>bins.csv &&
+  "$train" $on_cpu --eval "$(weights a)" --bins bins.csv >/dev/null && grep -q kept bins.csv.1
 check "--bins writes its file, and moves an earlier one aside" $?
 ln -s /proc/self/fd/1 stdout # as /dev/stdout is, and nobody's loss if it is renamed
-"$train" --data data --eval "$(weights a)" --bins stdout >bins.out
+"$train" $on_cpu --eval "$(weights a)" --bins stdout >bins.out
 [ -h stdout ] && [ "$(tail -n 1 bins.out | cut -d, -f1)" = 0.933333 ] && grep -q 'negative log' bins.out
 check "--bins writes to what is no file of its own, and leaves that where it is" $?
 awk -F, -v ece="$(figure 'expected calibration error' eval.out)" -v mean="$(figure 'mean confidence' eval.out)" \
@@ -91,7 +96,7 @@ awk -F, -v ece="$(figure 'expected calibration error' eval.out)" -v mean="$(figu
   }
   END { exit !(bins == 15 && n == 100 && !bad && near(sum / n, mean) && near(error / n, ece) && near(hits, right)) }' bins.csv
 check "15 bins hold 100 images; confidence, accuracy and calibration error follow from them" $?
-"$train" --data data --eval "$(weights a)" --log figures.csv >/dev/null
+"$train" $on_cpu --eval "$(weights a)" --log figures.csv >/dev/null
 for pair in 'nll|negative log likelihood' 'criterion|training criterion' 'confidence|mean confidence' \
   'calibration_error|expected calibration error'; do
   close "$(column "${pair%|*}" figures.csv)" "$(figure "${pair#*|}" eval.out)" || echo "$pair"
@@ -99,8 +104,8 @@ done >wrong.figures
 [ ! -s wrong.figures ] && [ "$(column set figures.csv)" = test ] && close "$(column accuracy figures.csv)" "$(column test_accuracy a.csv)"
 check "--eval with --log: the same figures, as a row" $?
 # Three images that a network has memorised it knows; a label of the test set tells it nothing.
-"$train" --data data --width 8 --batch 3 --train-images 3 --test-images 2 --epochs 70 --milestones 50 --mixup-alpha 0 --checkpoint heart >/dev/null
-"$train" --data data --eval "$(weights heart)" --train-images 3 --eval-train --log heart.csv | grep -q 'train accuracy 100.00 % (3 of 3)' &&
+"$train" $on_cpu --width 8 --batch 3 --train-images 3 --test-images 2 --epochs 70 --milestones 50 --mixup-alpha 0 --checkpoint heart >/dev/null
+"$train" $on_cpu --eval "$(weights heart)" --train-images 3 --eval-train --log heart.csv | grep -q 'train accuracy 100.00 % (3 of 3)' &&
   [ "$(column set heart.csv),$(column images heart.csv),$(column accuracy heart.csv)" = train,3,1 ]
 check "--eval-train: the training images" $?
 mkdir "a place" && cp -r data "a place/data"
@@ -122,8 +127,14 @@ if command -v script >/dev/null && command -v stty >/dev/null; then
 fi
 
 # -- Interrupted and resumed ------------------------------------------------------------------------
-# Waits until a file of the last background process has so many lines, or that process is gone.
-wait_for_lines() { until [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; do kill -0 $! 2>/dev/null || return 1; sleep 0.02; done; }
+# Waits until a file of the last background process has so many lines, or that process is gone, or it hangs.
+wait_for_lines() {
+  local end=$((SECONDS + 120))
+  until [ -e "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; do
+    kill -0 $! 2>/dev/null && [ $SECONDS -lt $end ] || return 1
+    sleep 0.02
+  done
+}
 # Every line but for the seconds it took: the log's column of that name, the trace's member.
 rows() { awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "seconds") skip = i } { $skip = ""; print }' "$1"; }
 lines() { sed 's/,"seconds":[0-9.]*//' "$1"; }
@@ -132,6 +143,11 @@ said_in_resume() { grep -ao "\"$2\":\"[0-9]*\"" "$1/resnet18_cifar10.resume.safe
 # not of the first. Where that is, and how many epochs the runs of comparison need, only the machine
 # decides. It can be between two epochs, too: then there is another attempt.
 finer="$small --batch 8" # 19 steps an epoch
+signals="INT TERM HUP"
+if [ -z "${SIGNALS_ARE_DEFAULT:-}" ]; then
+  signals=
+  skip 'runs stopped by a signal' 'env has no --default-signal here'
+fi
 stop_in_the_middle() {
   for _ in {1..10}; do
     rm -rf $signal $signal.csv $signal.jsonl
@@ -144,7 +160,7 @@ stop_in_the_middle() {
     [ "${epoch:-0}" -ge 1 ] && [ "${step:-0}" -gt 0 ] && [ "$step" -lt 19 ] && return
   done
 }
-for signal in INT TERM HUP; do
+for signal in $signals; do
   stop_in_the_middle
   [ $status -eq $((128 + $(kill -l $signal))) ] && grep -q -- --resume $signal.out
   check "SIG$signal: saves, says how to go on, exit status $status" $?
@@ -167,18 +183,17 @@ done
 wait_for_lines killed.jsonl 16
 kill -STOP $! # it is alive, then, and in the middle of something
 for again in '--resume --epochs 1' "$small"; do
-  "$train" --data data $again --checkpoint killed --log second.csv >second.out 2>second.err
+  "$train" $on_cpu $again --checkpoint killed --log second.csv >second.out 2>second.err
   [ $? -eq 1 ] && [ "$(wc -l <second.err)" -eq 1 ] && grep -q "^train: killed: in use by process $! on $(uname -n);" second.err && [ ! -e second.csv ]
   check "a second run in the same place, ${again%% *}: refused, and told the first one's number" $?
 done
 rm -rf checkpoint # where runs are saved unless told otherwise
-"$train" --plan >/dev/null && "$train" --data data --eval "$(weights a)" >/dev/null && [ ! -e checkpoint ]
+"$train" --plan >/dev/null && "$train" $on_cpu --eval "$(weights a)" >/dev/null && [ ! -e checkpoint ]
 check "--plan and --eval make and claim no place of their own" $?
-kill -9 $!
-wait $! 2>/dev/null
+{ kill -9 $! && wait $!; } 2>/dev/null
 done_steps=$(grep -c '"step"' killed.jsonl)
 epochs=$(($(said_in_resume killed epoch) + 2))
-"$train" --data data --checkpoint killed --log killed.csv --trace killed.jsonl --resume --epochs $epochs >/dev/null
+"$train" $on_cpu --checkpoint killed --log killed.csv --trace killed.jsonl --resume --epochs $epochs >/dev/null
 "$train" $small --epochs $epochs --checkpoint killed.whole --log killed.whole.csv --trace killed.whole.jsonl >/dev/null
 same killed killed.whole
 check "killed after step $done_steps and resumed from the last epoch: the same bits" $?
@@ -186,45 +201,88 @@ cmp -s <(rows killed.csv) <(rows killed.whole.csv) && cmp -s <(lines killed.json
 check "its log and trace have each epoch and step once" $?
 # The plain reference takes its time over the test images: the signal comes while it looks at them.
 slow="--data data --width 8 --batch 4 --train-images 4 --epochs 1 --device reference"
-for _ in {1..10}; do
-  rm -rf tested tested.jsonl tested.csv
-  env --default-signal=INT "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl >/dev/null 2>&1 &
-  wait_for_lines tested.jsonl 2
-  kill -INT $! 2>/dev/null
-  wait $!
-  status=$?
-  [ $status -ne 0 ] && break
-done
-[ $status -eq 130 ] && [ "$(wc -l <tested.csv)" -eq 1 ] && [ "$(said_in_resume tested step_in_epoch)" = 1 ] &&
-  "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl --resume >/dev/null &&
-  [ "$(wc -l <tested.csv)" -eq 2 ] && [ "$(wc -l <tested.jsonl)" -eq 3 ]
-check "a signal during the test stops it there: the step is saved, and the resumed run tests" $?
+if [ -n "$signals" ]; then
+  for _ in {1..10}; do
+    rm -rf tested tested.jsonl tested.csv
+    env --default-signal=INT "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl >/dev/null 2>&1 &
+    wait_for_lines tested.jsonl 2
+    kill -INT $! 2>/dev/null
+    wait $!
+    status=$?
+    [ $status -ne 0 ] && break
+  done
+  [ $status -eq 130 ] && [ "$(wc -l <tested.csv)" -eq 1 ] && [ "$(said_in_resume tested step_in_epoch)" = 1 ] &&
+    "$train" $slow --checkpoint tested --log tested.csv --trace tested.jsonl --resume >/dev/null &&
+    [ "$(wc -l <tested.csv)" -eq 2 ] && [ "$(wc -l <tested.jsonl)" -eq 3 ]
+  check "a signal during the test stops it there: the step is saved, and the resumed run tests" $?
+  # The second signal comes in the step that the first one lets end; or too late, or as one with the first.
+  twice="--data data --width 8 --batch 64 --train-images 64 --test-images 2 --checkpoint twice"
+  "$train" $twice --device cpu --epochs 1 >/dev/null && cp -r twice saved
+  for _ in {1..5}; do
+    rm -rf twice twice.jsonl && cp -r saved twice
+    env --default-signal=INT "$train" $twice --device reference --epochs 2 --resume --trace twice.jsonl >/dev/null 2>&1 &
+    wait_for_lines twice.jsonl 1
+    kill -INT $!
+    sleep 0.2
+    kill -INT $! 2>/dev/null
+    wait $!
+    status=$?
+    [ "$(said_in_resume twice step)" -eq 1 ] && break
+  done 2>/dev/null # bash tells of the end of a process
+  [ $status -eq 130 ] && cmp -s {saved,twice}/resnet18_cifar10.resume.safetensors && same saved twice
+  check "a second Ctrl-C ends it at once: nothing more is saved" $?
+fi
+(trap '' HUP; exec "$train" $small --epochs 100000 --checkpoint ignoring --trace ignoring.jsonl) >/dev/null 2>&1 &
+wait_for_lines ignoring.jsonl 2
+kill -HUP $!
+wait_for_lines ignoring.jsonl $(($(wc -l <ignoring.jsonl) + 7)) # more than an epoch's
+went_on=$?
+kill -TERM $! 2>/dev/null
+wait $!
+[ $? -eq 143 ] && [ $went_on -eq 0 ]
+check "a signal that was ignored stays ignored, as nohup has it" $?
 "$train" $small --epochs 100000 --checkpoint headed --trace headed.jsonl 2>headed.err | head -1 >/dev/null
 [ "${PIPESTATUS[0]}" -eq 141 ] && [ ! -s headed.err ] && [ "$(said_in_resume headed step)" -eq "$(grep -c '"step"' headed.jsonl)" ]
 check "a closed pipe (| head) ends a run without a word, and saves its last step" $?
-"$train" --data data --checkpoint a --resume >again.out && grep -q "test accuracy $accuracy" again.out
+"$train" $on_cpu --checkpoint a --resume >again.out && grep -q "test accuracy $accuracy" again.out
 check "resuming a finished run says that it is finished" $?
 
 # -- Keeping and starting from files ---------------------------------------------------------------
 "$train" $small --epochs 1 --checkpoint kept --keep-every 2 >/dev/null
 ls kept/step-000002.safetensors kept/step-000004.resume.safetensors >/dev/null && [ ! -e kept/step-000003.safetensors ]
 check "--keep-every 2 keeps steps 2 and 4" $?
-"$train" $small --epochs 1 --lr 1e-30 --weight-decay 0 --init "$(weights a)" --checkpoint from >/dev/null
-"$train" --data data --eval "$(weights from)" | tail -n 10 >from.classes
-[ -s from.classes ] && same a a && [ "$(wc -c <"$(weights from)")" -eq "$(wc -c <"$(weights a)")" ]
+# tensor FILE NAME: its bytes.
+tensor() {
+  local data ends
+  data=$((8 + $(od -An -t u8 -N 8 "$1")))
+  ends=$(head -c $data "$1" | grep -ao "\"$2\":{[^}]*" | sed 's/.*"data_offsets":\[\([0-9,]*\).*/\1/')
+  tail -c +$((data + ${ends%,*} + 1)) "$1" | head -c $((${ends#*,} - ${ends%,*}))
+}
+still="$small --epochs 1 --lr 1e-30 --weight-decay 0" # no weight is so small
+"$train" $still --init "$(weights a)" --checkpoint from >/dev/null
+"$train" $still --checkpoint fresh >/dev/null
+for name in conv1.weight linear.weight; do
+  tensor "$(weights a)" $name >wanted
+  [ -s wanted ] && tensor "$(weights from)" $name | cmp -s - wanted && ! tensor "$(weights fresh)" $name | cmp -s - wanted ||
+    echo $name
+done >wrong.tensors
+[ ! -s wrong.tensors ]
 check "--init starts from a file" $?
 cp "$(weights a)" before.safetensors
 "$train" $small --checkpoint a --seed 9 >set_aside.out
 cmp -s before.safetensors a/resnet18_cifar10.safetensors.1 && grep -q 'earlier run' set_aside.out
 check "a new run in the same place moves the earlier checkpoint aside and says so" $?
-cp kept/step-000002.safetensors kept.2 && cp "$(weights kept)" kept.last
-"$train" $small --checkpoint kept --seed 6 --epochs 1 --keep-every 2 --device reference --trace kept.jsonl >kept.out 2>&1 &
-wait_for_lines kept.jsonl 2
-kill -9 $!
-wait $! 2>/dev/null
-cmp -s kept.2 kept/step-000002.safetensors.1 && cmp -s kept.last kept/resnet18_cifar10.safetensors.1
+mv kept earlier
+for _ in {1..10}; do # until it is killed before it has saved
+  rm -rf kept kept.jsonl && cp -r earlier kept
+  "$train" $small --checkpoint kept --seed 6 --epochs 1 --keep-every 2 --device reference --trace kept.jsonl >kept.out 2>&1 &
+  wait_for_lines kept.jsonl 2
+  { kill -9 $! && wait $!; } 2>/dev/null
+  [ ! -e kept/step-000002.safetensors ] && break
+done
+cmp -s earlier/step-000002.safetensors kept/step-000002.safetensors.1 && cmp -s "$(weights earlier)" "$(weights kept).1"
 check "its kept steps too; and all before the first step: what stands together is of one run" $?
-"$train" --data data --checkpoint kept --resume 2>&1 | grep -q 'nothing to resume'
+"$train" $on_cpu --checkpoint kept --resume 2>&1 | grep -q 'nothing to resume'
 check "so that nothing goes on from the earlier run's state with the new one's log" $?
 for file in kept/*.1; do mv "$file" "${file%.1}"; done
 "$train" --plan | grep -q '11173962 parameters'
@@ -243,6 +301,15 @@ check "--device cpu-bf16 trains, and a run goes from it to cpu and back" $?
   "$train" $blocks --checkpoint blocks_whole --epochs 2 --threads 3 >/dev/null &&
   cmp -s "$(weights blocks_resumed)" "$(weights blocks_whole)"
 check "--device cpu-bf16: resumed, on another number of threads, to the same bits" $?
+two_blocks="$small --batch 64 --test-images 2 --epochs 1 --device cpu-bf16" # 3 steps
+for threads in 1 2 3; do
+  "$train" $two_blocks --threads $threads --keep-every 2 --checkpoint b$threads --trace b$threads.jsonl >/dev/null
+done
+same b1 b2 && same b3 b2 && cmp -s <(lines b1.jsonl) <(lines b2.jsonl) && cmp -s <(lines b3.jsonl) <(lines b2.jsonl)
+check "--device cpu-bf16: the bits of two blocks of images on 1, 2 and 3 threads" $?
+mkdir middle && for kind in '' resume.; do cp b1/step-000002.${kind}safetensors middle/resnet18_cifar10.${kind}safetensors; done
+"$train" $two_blocks --threads 2 --checkpoint middle --resume >middle.out && grep -q '^resumed *after step 2' middle.out && same middle b1
+check "--device cpu-bf16: resumed in the middle of an epoch, to the same bits" $?
 
 # -- The simulated GPU --------------------------------------------------------------------------------
 if [ -z "$quick" ]; then
@@ -361,7 +428,7 @@ refuse 2 '--device gpu: .* auto, cuda, cpu, cpu-bf16, reference or simt is' --de
   "$train" --mixup-alpha 1e-6 --width 8 --gamma 0 --weight-decay 0 --epochs 1 --plan >/dev/null
 check "options take the ends of their ranges" $?
 refuse 1 'built without CUDA|driver|no NVIDIA GPU' --device cuda
-"$train" $small --epochs 1 --checkpoint auto | grep -q '^no GPU '
+"$train" $small --epochs 1 --checkpoint auto --device auto | grep -q '^no GPU '
 check "--device auto without a GPU: says so, and takes the CPU" $?
 refuse 2 '^train: --eval only tests .*: leave --resume away$' --resume --eval x
 for option in init trace checkpoint keep-every epochs lr weight-decay mixup-alpha gamma milestones; do
@@ -371,11 +438,11 @@ for option in eval init log; do refuse 2 "^train: --plan only prints the network
 refuse 2 '^train: --plan only prints the network: leave --resume away$' --plan --resume
 refuse 2 '^train: --bins needs --eval' --bins bins.csv
 refuse 2 '^train: --eval-train needs --eval' --eval-train
-refuse 1 'missing.safetensors: No such' --data data --bins bins.csv --eval missing.safetensors
+refuse 1 'missing.safetensors: No such' $on_cpu --bins bins.csv --eval missing.safetensors
 refuse 1 'nowhere/data_batch_1.bin: No such file' --data nowhere
-refuse 1 '151' --data data --train-images 151
+refuse 1 '151' $on_cpu --train-images 151
 echo text >file
-refuse 1 'nothing to resume' --data data --checkpoint nothing --resume
+refuse 1 'nothing to resume' $on_cpu --checkpoint nothing --resume
 [ ! -e nothing ]
 check "and nothing is made there" $?
 # Where nothing can be saved: noticed before the first step, whoever asks. /proc takes no file, even of root.
@@ -386,54 +453,54 @@ refuse 1 '^train: /proc: a run cannot be saved there' $small --checkpoint /proc
 ! grep -q '^epoch' refuse.out
 check "before the first step" $?
 mkfifo weights_pipe
-timeout 20 "$train" --data data --eval weights_pipe 2>&1 | grep -q '^train: weights_pipe: not a file'
+timeout 20 "$train" $on_cpu --eval weights_pipe 2>&1 | grep -q '^train: weights_pipe: not a file'
 check "a pipe is no file of weights, and nobody waits for it" $?
 ln -s loop loop
-refuse 1 'train: loop: a run cannot be saved there: Too many levels' --data data --checkpoint loop --resume
-refuse 1 '^train: nowhere/bins.csv: No such file' --data data --eval "$(weights a)" --bins nowhere/bins.csv
+refuse 1 'train: loop: a run cannot be saved there: Too many levels' $on_cpu --checkpoint loop --resume
+refuse 1 '^train: nowhere/bins.csv: No such file' $on_cpu --eval "$(weights a)" --bins nowhere/bins.csv
 ! grep -q accuracy refuse.out
 check "and before the test" $?
-refuse 1 '^train: --preset sets --width 64: the run was begun with 8' --data data --checkpoint kept --preset recipe --resume
-cp -r kept longer && "$train" --data data --checkpoint longer --width 8 --preset quick --epochs 2 --resume |
+refuse 1 '^train: --preset sets --width 64: the run was begun with 8' $on_cpu --checkpoint kept --preset recipe --resume
+cp -r kept longer && "$train" $on_cpu --checkpoint longer --width 8 --preset quick --epochs 2 --resume |
   grep -q '^--milestones 1, with which the run was begun, stays; this command line would set 1,2$'
 check "a preset does not change the milestones of a run that goes on, and it says so" $?
-refuse 1 'width 16: the run was begun with 8' --data data --checkpoint kept --resume --width 16
-refuse 1 'would fit' --data data --width 256 --batch 65536
+refuse 1 'width 16: the run was begun with 8' $on_cpu --checkpoint kept --resume --width 16
+refuse 1 'would fit' $on_cpu --width 256 --batch 65536
 for width in 256 232 208; do # one of them could fit by chance
   "$train" --data data --device cpu-bf16 --width $width --batch 65536 2>&1 | sed -n 's/.*--batch \([0-9]*\) would fit/\1/p'
 done >fits
 [ "$(wc -l <fits)" -eq 3 ] && awk '$1 % 32 { odd++ } END { exit odd > 0 }' fits
 check "cpu-bf16 takes whole blocks of 32 images, and so does the batch that would fit" $?
-refuse 1 'no such|No such' --data data --eval missing.safetensors
+refuse 1 'no such|No such' $on_cpu --eval missing.safetensors
 printf 'epoch,lr\n0,0.1\n7 dwarfs\n9' >old.csv && cp old.csv old.trace && cp old.csv old.copy
-refuse 1 'give another --log' --data data --checkpoint kept --resume --log old.csv
-refuse 1 'give another --trace' --data data --checkpoint kept --resume --trace old.trace
+refuse 1 'give another --log' $on_cpu --checkpoint kept --resume --log old.csv
+refuse 1 'give another --trace' $on_cpu --checkpoint kept --resume --trace old.trace
 cmp -s old.csv old.copy && cmp -s old.trace old.copy
 check "a log or trace that is not this program's is left as it is" $?
-cp $whole.csv long.csv && cp $whole.jsonl long.jsonl # of three epochs or more
-refuse 1 'long.csv: goes on behind epoch 1' --data data --checkpoint kept --resume --log long.csv
-refuse 1 'long.jsonl: goes on behind epoch 1' --data data --checkpoint kept --resume --trace long.jsonl
-cmp -s $whole.csv long.csv && cmp -s $whole.jsonl long.jsonl
+cp killed.whole.csv long.csv && cp killed.whole.jsonl long.jsonl # of three epochs or more
+refuse 1 'long.csv: goes on behind epoch 1' $on_cpu --checkpoint kept --resume --log long.csv
+refuse 1 'long.jsonl: goes on behind epoch 1' $on_cpu --checkpoint kept --resume --trace long.jsonl
+cmp -s killed.whole.csv long.csv && cmp -s killed.whole.jsonl long.jsonl
 check "nor is one cut back that has more than a crash leaves" $?
 sed 's/"step":"[0-9]*/&z/' kept/resnet18_cifar10.resume.safetensors >damaged.resume
 mkdir damaged && cp damaged.resume damaged/resnet18_cifar10.resume.safetensors
-refuse 1 'damaged' --data data --checkpoint damaged --resume
+refuse 1 'damaged' $on_cpu --checkpoint damaged --resume
 # Positions that cannot be: more right than there were images; a step that had 7 images, of a batch of others.
 for impossible in 's/"correct":"0/"correct":"9/' 's/"step_in_epoch":"0/"step_in_epoch":"1/; s/"images":"0/"images":"7/'; do
   sed "$impossible" kept/resnet18_cifar10.resume.safetensors >damaged/resnet18_cifar10.resume.safetensors
-  refuse 1 'names a step that cannot be' --data data --checkpoint damaged --resume --epochs 9
+  refuse 1 'names a step that cannot be' $on_cpu --checkpoint damaged --resume --epochs 9
 done
 cp "$(weights a)" nan.safetensors
 printf '\0\0\300\177' | # a NaN, as the first number behind the header
   dd of=nan.safetensors bs=1 seek=$(($(od -An -t u8 -N 8 nan.safetensors) + 8)) conv=notrunc 2>/dev/null
-refuse 1 'conv1.weight is not finite' --data data --eval nan.safetensors
-refuse 1 'conv1.weight is not finite' --data data --init nan.safetensors --checkpoint from_nan
-refuse 1 'not a safetensors file' --data data --eval a.csv
-refuse 1 'has no tensor' --data data --eval kept/step-000002.resume.safetensors
-refuse 1 'shape' --data data --width 16 --eval "$(weights a)"
+refuse 1 'conv1.weight is not finite' $on_cpu --eval nan.safetensors
+refuse 1 'conv1.weight is not finite' $on_cpu --init nan.safetensors --checkpoint from_nan
+refuse 1 'not a safetensors file' $on_cpu --eval a.csv
+refuse 1 'has no tensor' $on_cpu --eval kept/step-000002.resume.safetensors
+refuse 1 'shape' $on_cpu --width 16 --eval "$(weights a)"
 "$shapes" --seed 8 --train 150 --test 100 other.data >/dev/null
 refuse 1 'not the data' --data other.data --checkpoint kept --resume
-refuse 1 'cannot change in its middle' --data data --checkpoint kept --resume --test-images 50
+refuse 1 'cannot change in its middle' $on_cpu --checkpoint kept --resume --test-images 50
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
 "$train" --help >help.out
@@ -452,7 +519,7 @@ done
 check "an option stands above its preset, and the later of two presets holds" $?
 
 # -- Logs and traces --------------------------------------------------------------------------------
-one="--data data --width 8 --train-images 64 --test-images 2 --milestones none --epochs 1 --checkpoint one"
+one="$on_cpu --width 8 --train-images 64 --test-images 2 --milestones none --epochs 1 --checkpoint one"
 "$train" $one --log one.csv --trace one.jsonl >/dev/null
 "$train" $one --log one.csv --trace one.jsonl >one.out
 grep -qx 'one.csv: the earlier run.s is now one.csv.1' one.out && grep -q 'one.jsonl.1$' one.out && cmp -s <(rows one.csv) <(rows one.csv.1)
@@ -466,7 +533,7 @@ check "an empty file, and a link to nothing, are simply written" $?
 echo 'my thesis' >thesis
 for option in --log --trace; do refuse 1 'thesis: does not begin as .*; give another' $one $option thesis; done
 refuse 1 'thesis: does not begin' $one --log one.csv --trace thesis
-refuse 1 'thesis: does not begin' --data data --eval "$(weights one)" --bins thesis
+refuse 1 'thesis: does not begin' $on_cpu --eval "$(weights one)" --bins thesis
 [ "$(cat thesis)" = 'my thesis' ] && [ ! -e thesis.1 ] && [ ! -e one.csv.3 ] && [ "$(wc -l <one.csv)" -eq 2 ]
 check "what is no log, trace or bins of ours stays, and so does the log beside it" $?
 mkdir folder unused && ln data/test_batch.bin hard.link
@@ -523,7 +590,7 @@ check "resumed, with room: the same bits, each line once" $?
 # -- Bad moments ------------------------------------------------------------------------------------
 cp "$(weights kept)" kept.before
 refuse 1 'loss is (nan|inf|-nan) at epoch 1, step [0-9]+; the first tensor with a bad value is' \
-  --data data --checkpoint kept --resume --epochs 2 --milestones none --lr 1e30
+  $on_cpu --checkpoint kept --resume --epochs 2 --milestones none --lr 1e30
 (cd . && "$train" $small --epochs 1 --lr 1e30 --checkpoint none 2>none.err >/dev/null)
 [ $? -eq 1 ] && ! grep -q 'last checkpoint' none.err && grep -q 'bad value is the output of' none.err
 check "without a checkpoint none is spoken of" $?
@@ -535,9 +602,9 @@ refuse 1 'the test loss is -?(nan|inf) after epoch 0, .*try a smaller --lr' $sma
   --lr 1e10 --checkpoint overflow --keep-every 1 --log overflow.csv
 [ "$(wc -l <overflow.csv)" -eq 1 ] && [ ! -e "$(weights overflow)" ]
 check "a test loss that is not finite: nothing saved, no row" $?
-refuse 1 'step-000001.safetensors: the test loss is .* overflow' --data data --eval overflow/step-000001.safetensors
+refuse 1 'step-000001.safetensors: the test loss is .* overflow' $on_cpu --eval overflow/step-000001.safetensors
 refuse 1 'running_var is not finite after epoch 0; try' $small --batch 64 --train-images 128 --epochs 1 --milestones none \
-  --lr 1e18 --device cpu --checkpoint infinite --log infinite.csv
+  --lr 1e18 --checkpoint infinite --log infinite.csv
 [ "$(wc -l <infinite.csv)" -eq 1 ] && [ ! -e "$(weights infinite)" ]
 check "a running statistic that is not finite: nothing saved, no row" $?
 (ulimit -f 100; "$train" $small --checkpoint kept --resume --epochs 3 >/dev/null 2>full.err)
@@ -553,8 +620,8 @@ if [ -c /dev/full ]; then
 fi
 (unset OMP_WAIT_POLICY; exec -a /bin/echo "$train" --help) | grep -q '^train - '
 check "the program starts itself once more, whatever its name is said to be" $?
-if [ -z "$quick" ]; then # sanitizers need the addresses
-  (ulimit -v 6000000; "$train" $one --threads 1024 >/dev/null 2>threads.err)
+if [ -z "$quick" ]; then # sanitizers need the addresses; a thread takes as many of them as its stack may have
+  (ulimit -s 8192 -v 6000000; "$train" $one --threads 1024 >/dev/null 2>threads.err)
   [ $? -eq 1 ] && [ "$(wc -l <threads.err)" -eq 1 ] && grep -q '^train: 1024 threads: the system gives [0-9]*: ' threads.err
   check "threads that cannot be had: one line, and it is ours" $?
 fi
@@ -562,9 +629,9 @@ fi
 # -- It learns ----------------------------------------------------------------------------------------
 if [ -z "$quick" ]; then
   "$shapes" --seed 4 --train 1700 --test 200 more >/dev/null
-  "$train" --data more --width 8 --batch 32 --lr 0.03 --epochs 3 --milestones 2 --mixup-alpha 0.2 --device cpu --checkpoint learned >learned.out
+  "$train" --data more --width 8 --batch 8 --lr 0.01 --epochs 3 --milestones 2 --mixup-alpha 0.2 --device cpu --checkpoint learned >learned.out
   learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
-  [ "${learned:-0}" -ge 30 ] # chance gives 10; seeds 1, 2 and 3 gave 72, 45 and 71
+  [ "${learned:-0}" -ge 30 ] # chance gives 10; twelve seeds gave 55 to 81
   check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
   grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
   check "the whole recipe's time is estimated from 5,100 images" $?

@@ -113,8 +113,8 @@ one() { # VARIANT SEED
   train_one "$directory" --threads $share $options &&
     evaluate_one "$directory" --threads $share $options || fail "$1 $2: $(tail -n 1 "$directory/output")"
   clear_line
-  printf '%-9s seed %d: test accuracy %.2f %%\n' "$1" "$2" \
-    "$(awk -F, 'NR == 2 { print 100 * $3 }' "$directory/test.csv")"
+  LC_ALL=C printf '%-9s seed %d: test accuracy %.2f %%\n' "$1" "$2" \
+    "$(LC_ALL=C awk -F, 'NR == 2 { print 100 * $3 }' "$directory/test.csv")"
 }
 
 # Output other than the progress line first clears it.
@@ -156,10 +156,11 @@ all() {
 }
 
 # Mean and, of several seeds, the standard deviation of one figure in the files of a variant's complete runs.
+# The files have decimal points, whatever the locale; awk and printf read what it says.
 mean_of() { # VARIANT FILE COLUMN FACTOR FORMAT
   local run files=(/dev/null)
   for run in "$results/$1"-*/train.csv; do [ ! -e "$run" ] || files+=("${run%train.csv}$2"); done
-  awk -F, -v name="$3" -v factor="$4" -v format="$5" '
+  LC_ALL=C awk -F, -v name="$3" -v factor="$4" -v format="$5" '
     FNR == 1 { for (i = 1; i <= NF; i++) if ($i == name) column = i }
     FNR == 2 { x = factor * $column; n++; sum += x; squares[n] = x }
     END {
