@@ -286,9 +286,9 @@ static bool within(const char *what, double cost, double most) {
 }
 
 static bool cheap_enough(const exercise *e, const exercise_cost *c) {
-  bool good = within("sectors", c->sectors, e->most_sectors) &
-              within("requests", c->requests, e->most_requests) &
-              within("turns of shared memory", c->wavefronts, e->most_turns);
+  bool good = within("sectors", c->sectors, e->most_sectors);
+  good &= within("requests", c->requests, e->most_requests);
+  good &= within("turns of shared memory", c->wavefronts, e->most_turns);
   if (e->no_conflicts && c->wavefronts != c->least) {
     printf("FAIL right, but bank conflicts: shared memory takes %.2f times the turns it must\n",
            c->wavefronts / c->least);
