@@ -3,16 +3,9 @@
 # they are, is one that some check of kernels notices (`make mutants` sees to that), and has its lesson.
 # `make course-check` runs it; nothing is compiled here.
 set -u
-passed=0 failed=0
+subject=bugs
+. "$(dirname "$0")/check.sh"
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
-
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   bugs: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL bugs: $1"
-  fi
-}
 
 cp -a ./*.cu gpu "$work"
 while IFS= read -r what; do
@@ -29,5 +22,4 @@ tests/mutants.sh plant "$work" mixup.cu 'the flip is right' >"$work/out" 2>&1
 [ $? -ne 0 ] && cmp -s mixup.cu "$work/mixup.cu"
 check "one that does not exist is not planted" $?
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary

@@ -2,16 +2,10 @@
 # chapters_test.sh LADDER SIMT_TEST - the course's pages say what is so: every link leads to a file, every picture is
 # shown, and the outputs in the chapters are what the commands print. `make course-check` runs it.
 set -u
-passed=0 failed=0 shown=$(mktemp)
+subject=chapters
+. "$(dirname "$0")/check.sh"
+shown=$(mktemp)
 trap 'rm -f "$shown"' EXIT
-
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   chapters: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL chapters: $1"
-  fi
-}
 
 for page in README.md course/*.md course/*/*.md; do
   [ -e "$page" ] || continue
@@ -95,5 +89,4 @@ assert "log 81 = %.2f" % log(81) in page and "log 91 = %.2f" % log(91) in page
 end
 check "course/1-step.md: its numbers" $?
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary

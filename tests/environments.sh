@@ -27,7 +27,7 @@ build=$2
 export OMP_WAIT_POLICY=passive
 [ "$3" = whole ] && exec make -j2 NVCC= BUILD="$build" check
 tests=
-for test in random cifar safetensors checkpoint crash log_files wiring; do tests+=" $build/tests/${test}_test"; done
+for test in random cifar safetensors checkpoint crash evaluate log_files wiring; do tests+=" $build/tests/${test}_test"; done
 make -s -j2 NVCC= BUILD="$build" "$build/train" "$build/shapes" $tests || exit 1
 exec tests/run.sh "tests/train_test.sh $build/train $build/shapes quick" $tests \
   "tests/data_test.sh $build/train $build/shapes" "tests/experiment_test.sh $build/train $build/shapes"

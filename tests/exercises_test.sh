@@ -3,18 +3,11 @@
 # should, each of our solutions passes, each wrong solution below is rejected for what is wrong with it, and
 # course/exercises.md shows what is printed. `make course-check` runs it, with the compilers in the environment.
 set -u
-passed=0 failed=0
+subject=exercises
+. "$(dirname "$0")/check.sh"
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export STATE=$work/state
 mkdir -p "$STATE" "$work"/{stubs,wrong}
-
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   exercises: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL exercises: $1" && tail -n 5 "$work/out" 2>/dev/null
-  fi
-}
 
 # build FOLDER FILE..: a checker with these files in it, FOLDER/check; two compilers at a time.
 build() {
@@ -58,10 +51,10 @@ check 'every stub compiles, with its warnings as they are' $?
 for entry in "${stubs[@]}"; do
   n=${entry%% *}
   "$work/stubs/check" "$n" yours >"$work/said.stub.$n" 2>&1
-  [ $? -eq 1 ] && cp "$work/said.stub.$n" "$work/out" && grep -q "${entry#* }" "$work/said.stub.$n"
-  check "stub $n fails: ${entry#* }" $?
+  [ $? -eq 1 ] && grep -q "${entry#* }" "$work/said.stub.$n"
+  check "stub $n fails: ${entry#* }" $? || tail -n 5 "$work/said.stub.$n"
   "$CHECKER" "$n" ours >"$work/said.ours.$n" 2>&1 && ! grep -q FAIL "$work/said.ours.$n"
-  check "our solution of $n passes" $?
+  check "our solution of $n passes" $? || tail -n 5 "$work/said.ours.$n"
 done
 
 for entry in "${wrong[@]}"; do
@@ -76,7 +69,7 @@ for entry in "${wrong[@]}"; do
   IFS='~' read -r n from to report <<<"$entry"
   "$work/wrong/check" "$n" yours >"$work/out" 2>&1
   [ $? -eq 1 ] && grep -q "$report" "$work/out"
-  check "wrong $n, '$to' in place of '$from': $report" $?
+  check "wrong $n, '$to' in place of '$from': $report" $? || tail -n 5 "$work/out"
 done
 
 # The program around it: what a student sees.
@@ -120,5 +113,4 @@ done)
 [ -z "$unsaid" ]
 check "course/exercises.md: what it shows is what is printed${unsaid:+, but for $unsaid}" $?
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary

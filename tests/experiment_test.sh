@@ -3,20 +3,15 @@
 # what distinguishes them, interrupted and resumed runs, the table's arithmetic, and mistakes.
 # `make course-check` runs it.
 set -u
+subject=experiment
+. "$(dirname "$0")/check.sh"
 export CUDA_VISIBLE_DEVICES= # what is tested is the same on the CPU (train_test.sh says more)
 export TRAIN=$(realpath "$1") DATA=data RESULTS=results RECIPE=minutes SEEDS=1 JOBS=2
-shapes=$(realpath "$2") experiment=$PWD/tools/experiment.sh passed=0 failed=0
+shapes=$(realpath "$2") experiment=$PWD/tools/experiment.sh
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 export ARGS='--width=8 --train-images=64 --batch 16 --epochs 2 --milestones 1 --test-images 20'
 "$shapes" --seed 3 --train 100 --test 50 data >/dev/null || echo "FAIL experiment: no data"
 
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   experiment: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL experiment: $1"
-  fi
-}
 refuse() { # PATTERN COMMAND..: one line on stderr, and status 1
   local pattern=$1
   shift
@@ -88,5 +83,4 @@ refuse 'plain 7: .*nowhere/data_batch_1.bin' env DATA=nowhere "$experiment" one 
 [ $? -eq 2 ]
 check "an unknown command: how to use it, status 2" $?
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary

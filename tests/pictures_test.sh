@@ -3,17 +3,12 @@
 # another reader takes apart, pixels that are where they should be, charts whose lines go through the
 # numbers of their files, and a line for each mistake. `make course-check` runs it.
 set -u
+subject=pictures
+. "$(dirname "$0")/check.sh"
 export CUDA_VISIBLE_DEVICES= # what is tested is the same on the CPU (train_test.sh says more)
-root=$PWD pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4 passed=0 failed=0
+root=$PWD pictures=$PWD/$1 plot=$PWD/$2 shapes=$PWD/$3 train=$PWD/$4
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   pictures: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL pictures: $1"
-  fi
-}
 refuse() { # STATUS PATTERN COMMAND..: that exit status and, on stderr, a line that matches
   local status=$1 pattern=$2
   shift 2
@@ -159,5 +154,4 @@ refuse 1 'nan.safetensors: .* is not finite' "$pictures" mistakes --data data --
 refuse 2 '^usage:' "$pictures" mixed -o out.png
 refuse 2 '^usage:' "$pictures" nothing -o out.png
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary

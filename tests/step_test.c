@@ -30,9 +30,9 @@
 //
 // What this leaves out are jumps. ReLU's mask is a step function, and where few pixels carry most
 // of a gradient, one of them at the threshold moves it by far more than all roundings do; the crowd
-// shows that only if it happened in it. So a device that lies outside is given two more trials,
+// shows that only if it happened in it. So a device that lies outside is given four more trials,
 // from weights shaken by a relative 2^-20, and for each tensor the best one counts. A jump, seen in
-// one run of ten, will not come three times; a wrong kernel is wrong each time.
+// one run of ten, will not come five times; a wrong kernel is wrong each time.
 //
 // At the first steps, roundings move gradients by a tenth and more, later by a few per cent: the
 // column `tolerance` shows it, relative to |m|. What is wrong by less than that, kernels_test.c has
@@ -50,7 +50,7 @@
 
 extern bool simt_reversed; // simt/simt.h: the last warp and lane first
 
-enum { WIDTH = 8, BATCH = 4, IMAGES = 64, SAMPLES = 12, TRIALS = 3 };
+enum { WIDTH = 8, BATCH = 4, IMAGES = 64, SAMPLES = 12, TRIALS = 5 };
 enum { LIMIT_OF_GRADIENT = 3, LIMIT_OF_LOGITS = 4, LIMIT_OF_ONE = 10 };
 static const float MOMENTUM = 0.9f, DECAY = 2e-4f, SMOOTHING = 0.1f, RATE = 0.1f;
 

@@ -5,6 +5,8 @@
 #
 # Runs are small: width 8, 150 stand-in images. Bits are compared with cmp on checkpoints.
 set -u
+subject=train
+. "$(dirname "$0")/check.sh"
 # Signals do here what they do in a terminal, whoever started this: nohup ignores SIGHUP, other programs
 # SIGPIPE, and what a process ignores its children ignore.
 if env --default-signal true 2>/dev/null; then # coreutils 8.31, of 2019
@@ -16,17 +18,10 @@ awk() { LC_ALL=C command awk "$@"; } # the trainer's numbers have decimal points
 gpus=${CUDA_VISIBLE_DEVICES-all}
 export CUDA_VISIBLE_DEVICES=
 on_gpu() { if [ "$gpus" = all ]; then env -u CUDA_VISIBLE_DEVICES "$@"; else CUDA_VISIBLE_DEVICES=$gpus "$@"; fi; }
-train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-} passed=0 failed=0
+train=$(realpath "$1") shapes=$(realpath "$2") quick=${3:-}
 work=$(mktemp -d) && cd "$work" && trap 'rm -rf "$work"' EXIT
 
 skip() { echo "skip train: $1: $2"; }
-check() { # what, status
-  if [ "$2" -eq 0 ]; then
-    passed=$((passed + 1)) && echo "ok   train: $1"
-  else
-    failed=$((failed + 1)) && echo "FAIL train: $1"
-  fi
-}
 weights() { echo "$1/resnet18_cifar10.safetensors"; }
 same() { cmp -s "$(weights "$1")" "$(weights "$2")"; }
 
@@ -637,5 +632,4 @@ if [ -z "$quick" ]; then
   check "the whole recipe's time is estimated from 5,100 images" $?
 fi
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_summary
