@@ -19,14 +19,32 @@ bool take_width_from(const char *path, options *o, error *e) {
   return true;
 }
 
+// How much memory there is, and where: the device's; else the machine's, or what a container leaves of it. (Linux'
+// control groups say that, version 2 or 1. Without a limit the file holds a word, or a number beyond everything.)
+static double memory_of(const device *d, const char **where) {
+  static const char *const limits[] = {"/sys/fs/cgroup/memory.max",
+                                       "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+  double have, limit;
+  *where = d->free_bytes ? "the GPU has free" : "this machine has";
+  if (d->free_bytes) return (double)d->free_bytes();
+  have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+  for (int i = 0; i < 2; i++) {
+    FILE *file = fopen(limits[i], "r");
+    if (file && fscanf(file, "%lf", &limit) == 1 && limit < have) {
+      *where = "this container may use";
+      have = limit;
+    }
+    if (file) fclose(file);
+  }
+  return have;
+}
+
 // Before anything is allocated, so that the answer can be a batch that fits. Images take memory in whole
 // blocks (device.h).
 static bool enough_memory(const network *n, size_t data_bytes, error *e) {
   const device *d = n->device;
-  const double have = d->free_bytes
-                          ? (double)d->free_bytes()
-                          : (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-  const char *where = d->free_bytes ? "the GPU has free" : "this machine has";
+  const char *where;
+  const double have = memory_of(d, &where);
   const double block = d->block, block_bytes = block * (double)network_bytes_per_image(n);
   const double fixed =
       (double)(network_bytes(n) + data_bytes) - ceil(n->max_batch / block) * block_bytes;

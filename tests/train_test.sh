@@ -466,6 +466,17 @@ for width in 256 232 208; do # one of them could fit by chance
 done >fits
 [ "$(wc -l <fits)" -eq 3 ] && awk '$1 % 32 { odd++ } END { exit odd > 0 }' fits
 check "cpu-bf16 takes whole blocks of 32 images, and so does the batch that would fit" $?
+# A container's limit, where one can be put in its place: in a view of the files that only this command has.
+contained() { # BYTES COMMAND..
+  unshare -m sh -c 'mount -t tmpfs none /sys/fs/cgroup && echo "$1" >/sys/fs/cgroup/memory.max && shift && exec "$@"' - "$@"
+}
+if contained max true 2>/dev/null; then
+  contained 100000000 "$train" $on_cpu --width 8 --batch 5000 2>&1 | grep -q '^train: --batch 5000 needs .* and this container may use 0.1 GiB; --batch [0-9]* would fit$' &&
+    contained max "$train" $on_cpu --width 8 --epochs 1 --checkpoint contained >/dev/null
+  check "a container's memory counts, and \"max\" is no limit" $?
+else
+  skip "a container's memory" "another /sys/fs/cgroup takes root, and unshare"
+fi
 refuse 1 'no such|No such' $on_cpu --eval missing.safetensors
 printf 'epoch,lr\n0,0.1\n7 dwarfs\n9' >old.csv && cp old.csv old.trace && cp old.csv old.copy
 refuse 1 'give another --log' $on_cpu --checkpoint kept --resume --log old.csv
