@@ -635,9 +635,15 @@ fi
 # -- It learns ----------------------------------------------------------------------------------------
 if [ -z "$quick" ]; then
   "$shapes" --seed 4 --train 1700 --test 200 more >/dev/null
-  "$train" --data more --width 8 --batch 8 --lr 0.01 --epochs 3 --milestones 2 --mixup-alpha 0.2 --device cpu --checkpoint learned >learned.out
-  learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
-  [ "${learned:-0}" -ge 30 ] # chance gives 10; twelve seeds gave 55 to 81
+  # Chance gives 10. Of sixteen runs (two compilers, eight seeds) one came to 22, the others to 55 to 82: so short a
+  # run can begin badly, but not with four seeds.
+  for seed in 1 2 3 4; do
+    "$train" --data more --width 8 --batch 8 --lr 0.01 --epochs 3 --milestones 2 --mixup-alpha 0.2 --device cpu --seed $seed \
+      --checkpoint learned >learned.out
+    learned=$(sed -n 's/^done: test accuracy \([0-9]*\).*/\1/p' learned.out)
+    [ "${learned:-0}" -ge 40 ] && break
+  done
+  [ "${learned:-0}" -ge 40 ]
   check "a small run on the stand-in set learns: $learned % of 10 classes right" $?
   grep -qE 'whole recipe: width 64, 150 epochs; up to [0-9.]+ hours here' learned.out
   check "the whole recipe's time is estimated from 5,100 images" $?
