@@ -75,6 +75,11 @@ check "of complete runs; another one is named" $?
 
 refuse 'RECIPE=hours: .* minutes, evening or published is' env RECIPE=hours "$experiment" all
 refuse 'SEEDS=0: .* a number' env SEEDS=0 "$experiment" all
+# A trainer that only says what it was told, on 64 processors: four runs get 16 each.
+mkdir many && printf '#!/bin/sh\necho 64\n' >many/nproc && printf '#!/bin/sh\necho "$@" >>"%s"\nexit 1\n' "$PWD/told" >many/train && chmod +x many/*
+env -u JOBS PATH="$PWD/many:$PATH" TRAIN="$PWD/many/train" RESULTS=many/results "$experiment" one plain 2 >/dev/null 2>&1
+grep -q -e '--threads 16 ' told
+check "no processor is idle where there are more than runs" $?
 refuse 'JOBS=two: .* a number' env JOBS=two "$experiment" all
 refuse 'no variant is called cutout' "$experiment" one cutout 2
 refuse '.*both-2 was begun with other options' env ARGS=--momentum=0 "$experiment" one both 2

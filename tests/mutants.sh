@@ -18,7 +18,7 @@
 # PROGRAM is one of those that `make check` runs, so that what it rejects, `make check` rejects: a
 # test (wiring_test), with its folder where that is not tests/ (double/gradients_test, or
 # watched/kernels_test, with the kernels' accesses to memory watched), data_test.sh, or train_test.sh,
-# which takes longest. OPERATION is for kernels_test, which then runs small shapes of that one only;
+# which takes longest. OPERATION is for kernels_test, which runs small shapes, and then of that one only;
 # "unguarded" can follow, for an access behind an array that changes no result.
 set -u
 export OMP_WAIT_POLICY=passive
@@ -56,7 +56,7 @@ run_in() {
   local command
   case $2 in
   *.sh) command="tests/$2 $(target_of "$2")" ;;
-  *kernels_test) command="$(target_of "$2") $3 quick" ;;
+  *kernels_test) command="$(target_of "$2") ${3#-} quick" ;;
   *) command=$(target_of "$2") ;;
   esac
   (cd "$1" && exec timeout $limit $command) >"$1/log" 2>&1
