@@ -73,7 +73,7 @@ check "the table: mean and standard deviation" $?
 RESULTS='ma de' "$experiment" table | grep -qx 'not complete: mixup-4, 0 of 2 epochs'
 check "of complete runs; another one is named" $?
 
-refuse 'RECIPE=hours: .* minutes, evening or published is' env RECIPE=hours "$experiment" all
+refuse 'RECIPE=hours: .* minutes, evening, night or published is' env RECIPE=hours "$experiment" all
 refuse 'SEEDS=0: .* a number' env SEEDS=0 "$experiment" all
 # A trainer that only says what it was told, on 64 processors: four runs get 16 each.
 mkdir many && printf '#!/bin/sh\necho 64\n' >many/nproc && printf '#!/bin/sh\necho "$@" >>"%s"\nexit 1\n' "$PWD/told" >many/train && chmod +x many/*

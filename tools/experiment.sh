@@ -15,7 +15,8 @@
 #
 # The environment can say:
 #
-#     RECIPE=minutes|evening|published   how long a run is: the table below
+#     RECIPE=NAME                        minutes, evening, night or published: how large a network, how
+#                                        many images and epochs; the table below
 #     SEEDS=N                            that many seeds, from 2 on
 #     JOBS=N                             runs at a time; each gets its share of the processors
 #     DATA=DIR  TRAIN=FILE  ARGS=..      CIFAR-10's files; the trainer; more options for it
@@ -38,10 +39,12 @@ smoothing  --mixup-alpha 0 --smoothing 0.1
 both       --mixup-alpha 1 --smoothing 0.1'
 
 # minutes: so few images that the plain network memorises them; the tests on the way take 1,000
-# images, the one at the end all. evening: all of them, and as much as four runs can do in two hours of two processors.
+# images, the one at the end all. evening: all of them, and as much as four runs can do in two
+# hours of two processors with AMX; night: the same at twice the width.
 recipes='
 minutes    --width 16 --train-images 2500 --test-images 1000 --epochs 200 --milestones 100,150
 evening    --width 16 --epochs 30 --milestones 10,20
+night      --width 32 --epochs 30 --milestones 10,20
 published  --width 64 --epochs 150 --milestones 50,100'
 
 recipe=${RECIPE:-minutes} seeds=${SEEDS:-3} train=${TRAIN:-./train}
@@ -192,7 +195,7 @@ table() {
 }
 
 recipe_options=$(options_of "$recipe" "$recipes") ||
-  fail "RECIPE=$recipe: not possible; minutes, evening or published is"
+  fail "RECIPE=$recipe: not possible; minutes, evening, night or published is"
 [[ $seeds =~ ^[1-9][0-9]{0,3}$ ]] || fail "SEEDS=$seeds: not possible; a number from 1 to 9999 is"
 # With more jobs than runs, a share of the processors would be nobody's.
 [ -n "${JOBS:-}" ] || jobs=$((processors < 4 * seeds ? processors : 4 * seeds))
