@@ -2,7 +2,7 @@
 
 .PHONY: experiment experiment-table pictures ladder exercise bug course-check
 
-# Neither, mixup, smoothing, both: RECIPE=minutes, evening or published; SEEDS=3; JOBS= runs at a time
+# Neither, mixup, smoothing, both: RECIPE=minutes, evening, night or published; SEEDS=3; JOBS= runs at a time
 # (1 where a GPU does the work); RESULTS=DIR. tools/experiment.sh says more.
 export RECIPE SEEDS JOBS RESULTS WEIGHTS PICTURES
 experiment: export ARGS := $(ARGS)

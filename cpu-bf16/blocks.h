@@ -170,13 +170,13 @@ static inline void finish_stores(void) {
 #endif
 }
 
-// y where it is not below zero, else 0; a NaN stays one.
 // What a norm makes of z. One function for the way forward and for the mask on the way back: the compiler may
 // make one operation of the two or not, but the two sides have to agree.
 static inline floats normalised(floats z, floats scale, floats shift) {
   return z * scale + shift;
 }
 
+// y where it is not below zero, else 0; a NaN stays one.
 static inline floats relu(floats y) {
   return (floats)((words)y & ~(words)(y < 0));
 }

@@ -34,6 +34,21 @@ unsaid=$(RECIPE=evening SEEDS=1 RESULTS=course/results tools/experiment.sh table
 [ -z "$unsaid" ]
 check "course/experiment.md, README.md: the table of course/results/evening${unsaid:+, but for $unsaid}" $?
 
+# How far this program's run of the whole recipe is behind its author's, from the logs of both.
+python3 - <<'end'
+import csv
+runs = [list(csv.DictReader(open("course/results/published/" + f))) for f in ("both-1/log.csv", "notebook.csv")]
+page = open("course/experiment.md").read()
+for first, last, rate in ((40, 49, "0.1"), (90, 99, "0.01"), (100, 106, "0.001")):
+    row = "| %d to %d | %s |" % (first, last, rate)
+    for column, form in (("test_accuracy", " %.1f |"), ("train_loss", " %.3f |")):
+        for run in runs:
+            seen = [float(r[column]) for r in run if first <= int(r["epoch"]) <= last]
+            row += form % (sum(seen) / len(seen) * (100 if "accuracy" in column else 1))
+    assert row + "\n" in page, row
+end
+check "course/experiment.md: the table of the two runs of the recipe" $?
+
 # What 2-gpu.md shows of the simulator's own check.
 SHOW=1 "$2" >"$shown"
 unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -r line; do grep -qF "$line" "$shown" || echo "$line"; done)
