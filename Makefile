@@ -83,10 +83,11 @@ endif
 
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(GPU_OBJECTS) $(CUDA_OBJECTS)
 
-# The same kernels once more, each access to memory a call to the hooks of simt/watch.cpp: that is what
-# -fsanitize=thread does without its library. Always g++ at -O1, which leaves a 16-byte load one load.
-# Address sanitizer cannot be had at the same time, so SAN=1 does without them.
-WATCH_FLAGS := -O1 -g -fno-tree-vectorize -fno-tree-sra -fno-optimize-sibling-calls -fsanitize=thread
+# The same kernels once more, each access to memory a call to the hooks of simt/watch.cpp, and each index beyond its
+# array as well: that is what -fsanitize=thread,bounds does without its libraries. Always g++ at -O1, which leaves a
+# 16-byte load one load. Address sanitizer cannot be had at the same time, so SAN=1 does without them.
+WATCH_FLAGS := -O1 -g -fno-tree-vectorize -fno-tree-sra -fno-optimize-sibling-calls -fsanitize=thread,bounds \
+  -fno-sanitize-recover=bounds
 WATCHED := $(KERNELS:%.cu=$(BUILD)/watched/%.o) $(SIMULATOR)
 ifdef SAN
 SIMT_FLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -10,16 +10,8 @@
 //     x        activations  [batch][32][32][3]   bf16, a pixel's colours are neighbours
 //
 // This is the first kernel to read; gpu/gpu.h has just said what kernels, blocks and threads are. A
-// thread finds its part of the work, here one value of x or eight of them, from three numbers:
-//
-//     blockIdx.x          0                    1                    2         ...
-//                  +--------------------+--------------------+--------------------+
-//     threadIdx.x  | 0  1  2  ...  255  | 0  1  2  ...  255  | 0  1  2  ...  255  | blockDim.x: 256
-//                  +--------------------+--------------------+--------------------+
-//     i              0  1  2  ...  255   256 257   ...         512 513             = blockIdx.x *
-//                                                                  blockDim.x + threadIdx.x
-//
-// Pointers are to the GPU's memory: the CPU hands them on but cannot follow them.
+// thread's part of the work is one value of x here, or eight of them. Pointers are to the GPU's memory:
+// the CPU hands them on but cannot follow them.
 //
 // Checked by `make check`: both kernels against reference/mixup.c, which defines the operation.
 #include "gpu/gpu.h"

@@ -15,6 +15,18 @@
 //             share a small, fast memory, and wait for each other at a barrier.
 //     grid    all blocks of one launch. They know nothing of each other and run in any order.
 //
+// A thread's number in the grid, i, from the three numbers that it can ask for, in blocks of 256:
+//
+//     blockIdx.x          0                    1                    2         ...
+//                  +--------------------+--------------------+--------------------+
+//     threadIdx.x  | 0  1  2  ...  255  | 0  1  2  ...  255  | 0  1  2  ...  255  | blockDim.x: 256
+//                  +--------------------+--------------------+--------------------+
+//     i              0  1  2  ...  255   256 257   ...         512 513             = blockIdx.x *
+//                                                                  blockDim.x + threadIdx.x
+//
+// Blocks can have two dimensions or three, then there are a .y and a .z, too, and the threads of a warp are those
+// with the same .y and .z first: thread number threadIdx.y * blockDim.x + threadIdx.x of a block.
+//
 // A cache in each processor keeps sectors that were loaded lately. sm_80 and sm_90 are names of
 // generations of processors, the A100's and the H100's.
 //

@@ -42,6 +42,8 @@ struct place { // an instruction of a kernel that accesses memory
 };
 static place places[MAX_PLACES]; // a hash table
 static int under_way[MAX_PLACES], under_way_count;
+static int accesses_of[MAX_THREADS]; // of each thread of the block at work
+int simt_most_accesses;
 
 site simt_site_of(int place) {
   return places[place].where;
@@ -66,6 +68,8 @@ int simt_count_access(site where, bool shared, bool write, int bytes, const uint
   if ((!simt_counting && !simt_on_launch) || !bytes || p->turn[lane] == MAX_TURNS) return number;
   if (!p->requests) p->requests = (request *)simt_map(MAX_TURNS * sizeof(request), true);
   if (!p->turns) under_way[under_way_count++] = number;
+  const int accesses = ++accesses_of[simt_now.thread->number];
+  if (accesses > simt_most_accesses) simt_most_accesses = accesses;
   request *r = &p->requests[p->turn[lane]++];
   if (p->turn[lane] > p->turns) p->turns = p->turn[lane];
   p->bytes = bytes;
@@ -163,6 +167,10 @@ static simt_cost settle(const request *r, const place *p) {
 
 static simt_cost plus(simt_cost a, simt_cost b) {
   return {a.requests + b.requests, a.parts + b.parts, a.ideal + b.ideal};
+}
+
+void simt_count_block() {
+  memset(accesses_of, 0, sizeof accesses_of);
 }
 
 void simt_watch_stop() {

@@ -83,6 +83,7 @@ const char *simt_name_of(site where);
 // Returns the number of its place, from which simt_site_of finds the site again.
 int simt_count_access(site where, bool shared, bool write, int bytes, const uint8_t *address);
 site simt_site_of(int place);
+void simt_count_block(); // a block starts
 
 // Costing a launch (simt_on_launch): a lane's mma; and run(first, end), blocks with blockIdx.x in
 // first .. end - 1, on a share of all the columns.

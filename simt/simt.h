@@ -215,6 +215,7 @@ struct simt_cost {
   uint64_t requests, parts, ideal; // of warps; wavefronts or sectors they took; the least possible
 };
 simt_cost simt_count(const char *kernel, bool shared);
+extern int simt_most_accesses; // of one thread of a block to memory, while they are counted
 extern uint64_t simt_products; // mma instructions so far, one for the 32 lanes of a warp
 
 // What one launch costs, for bench/cost.cpp. While simt_on_launch is set, addresses count and

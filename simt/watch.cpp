@@ -11,10 +11,11 @@
 // order.cpp knows what lies between. Shuffles and the tensor cores' operations make lanes wait for each
 // other's registers; the CUDA manual does not promise that they order memory, so here they do not.
 //
-// What the accesses cost, in requests and bank conflicts, is counted in cost.cpp.
+// Static __shared__ arrays lie side by side, so an index that runs from one into the next meets memory of the
+// GPU's. -fsanitize=bounds calls one more hook where an index is beyond its array's end. What neither sees: a
+// pointer that walks from one such array into the next, until that reads what nobody wrote, or races.
 //
-// What it cannot see: an index that runs from one static __shared__ array into the next, until that
-// reads what nobody wrote, or races.
+// What the accesses cost, in requests and bank conflicts, is counted in cost.cpp.
 #include "inside.h"
 
 #include <link.h>
@@ -247,7 +248,9 @@ static inline void touch(history *h, int place) {
                 did[current.kind], simt_name_of(current.where), (int)(h->write % MAX_THREADS),
                 simt_name_of(simt_site_of(h->write_place)));
   if (current.kind != WRITE && current.in->shared && h->write < simt_clock_now.block_began)
-    simt_report("uninitialised shared memory: read at %s", simt_name_of(current.where));
+    simt_report("uninitialised shared memory: read at %s; a store is missing, or a barrier between "
+                "it and this",
+                simt_name_of(current.where));
   if (!h->atomic || current.kind != ATOMIC)
     order(h->write, h->write_place, h->atomic ? ATOMIC : WRITE);
   if (current.kind == READ) {
@@ -315,6 +318,21 @@ extern "C" void __tsan_init() { // before main, if any file was compiled with ho
   simt_watching = true;
 }
 
+// Of -fsanitize=bounds. Its library's source (LLVM's ubsan_handlers.h, ubsan_value.h) has the layout: a place in the
+// source, which our hooks find by themselves, then the array's type, whose name stands behind two numbers of 16
+// bits. Weak: where a sanitizer's own library is linked, its handler will do.
+struct bounds_of_array {
+  const char *file;
+  uint32_t line, column;
+  const char *array_type, *index_type;
+};
+
+extern "C" __attribute__((weak)) void
+__ubsan_handle_out_of_bounds_abort(const bounds_of_array *bounds, uintptr_t index) {
+  simt_report("out of bounds: index %td of an array of type %s at %s", (ptrdiff_t)index,
+              bounds->array_type + 4, simt_name_of({(const char *)__builtin_return_address(0), 0}));
+}
+
 void *simt_bytes(const void *a, size_t bytes, bool write) {
   const site where = {(const char *)__builtin_return_address(0), 0};
   if (simt_now.thread && simt_watching) watch(a, bytes, write ? WRITE : READ, where, false);
@@ -364,4 +382,5 @@ void simt_block_starts() {
   memset(dynamic_shared.start, 0xff, dynamic_shared.end - dynamic_shared.start);
   memset(static_shared.start, 0xff, static_shared.end - static_shared.start);
   simt_order_block();
+  simt_count_block();
 }

@@ -82,6 +82,15 @@ as_yours -e "s~rounded\[i\] = .*~$four~" course/exercises/solutions/5_sgd.cu >"$
 tools/exercise.sh 5 "$work/5.cu" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'out of bounds: 4 bytes written at 5.cu:' "$work/out"
 check 'a store that begins in an array of bf16 and ends behind it is rejected' $?
+as_yours -e 's/BLOCK \/ LANES\]/BLOCK \/ LANES - 1]/' course/exercises/solutions/3_sum.cu >"$work/3_array.cu"
+tools/exercise.sh 3 "$work/3_array.cu" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q "out of bounds: index 7 of an array of type 'float \[7\]' at 3_array.cu:" "$work/out"
+check 'a store behind the only array in shared memory is rejected' $?
+as_yours -e 's/pixel = threadIdx.y/pixel = 0/; s/pixel += DOWN/pixel++/; s/row < DOWN/row < 1/' \
+  course/exercises/solutions/4_norm.cu >"$work/4.cu"
+tools/exercise.sh 4 "$work/4.cu" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'FAIL right, but one thread does too much: 7[0-9]* accesses to memory, at most 200' "$work/out"
+check 'a thread that does the work of eight is rejected' $?
 as_yours course/exercises/solutions/3_sum.cu >"$work/3_sum.cu"
 tools/exercise.sh 3 "$work/3_sum.cu" >"$work/said.solved" 2>&1 && grep -q '^solved: exercise 3$' "$work/said.solved"
 check 'a right file is solved' $?

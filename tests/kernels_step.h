@@ -30,8 +30,9 @@ static sample *draw_samples(int batch) {
 }
 
 // 1 and 0, where one of the two images must not be seen, and between.
+static const float lambdas[] = {0.3f, 1, 0, 0.8125f};
+
 static step_values make_step(const test_case *c) {
-  static const float lambdas[] = {0.3f, 1, 0, 0.8125f};
   return (step_values){.lambda = lambdas[c->lambda], .learning_rate = 0.1f, .slot = SLOT};
 }
 

@@ -272,12 +272,13 @@ static void add_pool_and_linear(int batch, int pixels, int channels, extent size
   c->batch = batch, c->channels = channels, c->size = size;
 }
 
-// lambda: a number in make_step's list.
+// lambda: a number in the list of lambdas.
 static void add_mix_and_loss(int batch, int lambda) {
-  test_case *c = add_case("mix_images", test_mix_images, "batch %d, lambda %d", batch, lambda);
+  const double value = (double)lambdas[lambda];
+  test_case *c = add_case("mix_images", test_mix_images, "batch %d, lambda %g", batch, value);
   c->batch = batch, c->lambda = lambda, c->size = batch < 20 ? SMALL : MEDIUM;
   for (int i = 0; i < 4; i++) {
-    c = add_case("cross_entropy", test_cross_entropy, "batch %d, lambda %d%s%s", batch, lambda,
+    c = add_case("cross_entropy", test_cross_entropy, "batch %d, lambda %g%s%s", batch, value,
                  i & 1 ? ", dlogits" : "", i & 2 ? ", smoothed" : "");
     c->batch = batch, c->lambda = lambda, c->size = SMALL;
     c->with_dlogits = i & 1, c->smoothed = i & 2;

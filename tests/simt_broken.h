@@ -187,6 +187,14 @@ static __global__ void bottomless(int *out) {
   *out = depth(out);
 }
 
+// Behind a[0] lies a[1], whose memory is the GPU's, too, and written.
+static __global__ void beyond_a_row(float *out) {
+  __shared__ float a[2][32];
+  for (int i = 0; i < 2; i++) a[i][threadIdx.x] = 1;
+  __syncthreads();
+  FIRST out[threadIdx.x] = a[0][threadIdx.x + 1];
+}
+
 // -- Broken kernels: shared memory that nobody wrote, and copies under way ------------------------
 
 static __global__ void uninitialised(float *out) {
@@ -476,6 +484,8 @@ static const broken all_broken[] = {
      }},
     {"memcpy", "out of bounds", RUN(copy_bytes, {1, 1, 0}, out, in, 64 * 4 + 1)},
     {"dynamic shared memory", "out of bounds", RUN(beyond_shared, {1, 64, 64})},
+    {"a row's end, with another row behind it", "out of bounds: index 32 of an array of type 'float [32]'",
+     RUN(beyond_a_row, {1, 32, 0}, out)},
     {"local memory of the thread before", "out of bounds", RUN(anothers_local, {1, 2, 0}, out, 0u)},
     {"local memory of the thread behind", "out of bounds", RUN(anothers_local, {1, 2, 0}, out, 1u)},
     {"8 bytes", "misaligned", RUN(misaligned_pair, {1, 1, 0}, out)},

@@ -22,8 +22,9 @@
 // add up like this.
 //
 // The check looks at: the sums, for rows of 1024, 1000, 70 and 1 columns; the same bits when warps and
-// lanes run in reverse; races; at most 20 turns of shared memory for each row. (Halving there, 128
-// threads, then 64, .., takes about 45.)
+// lanes run in reverse; races; at most 20 turns of shared memory for each row (halving there, 128
+// threads, then 64, .., takes about 45); at most 20 accesses to memory by one thread (who adds up 1,024
+// columns alone has 1,025).
 #include "course/exercises/exercises.h"
 
 namespace GPU {

@@ -73,7 +73,8 @@ typedef struct {
   int rows[ROWS][4];                              // a size of 0 first: no row
   double most_sectors, most_requests, most_turns; // for each result; 0: no limit
   bool no_conflicts;
-  int copies; // cp.async of a thread that have to be under way
+  int copies;        // cp.async of a thread that have to be under way
+  int most_accesses; // of one thread; 0: no limit
   void (*own)(const device *d, const task *t);
   const char *own_kernel, *own_file;
 } exercise;
@@ -100,13 +101,15 @@ static const exercise exercises[EXERCISES] = {
      .kernel = "sum",
      .make = row_sums,
      .rows = {{5, 1024}, {2, 1000}, {3, 70}, {2, 1}},
-     .most_turns = 20},
+     .most_turns = 20,
+     .most_accesses = 20},
     {.file = "4_norm",
      .title = "dgamma and dbeta",
      .kernel = "norm",
      .make = norm_sums,
      .rows = {{256, 64}, {35, 24}, {5, 40}, {1, 8}},
      .most_sectors = 256 * 7.0 / 32,
+     .most_accesses = 200,
      .own = own_norm,
      .own_kernel = "sum_strip",
      .own_file = "resnet18.cu"},
@@ -115,7 +118,7 @@ static const exercise exercises[EXERCISES] = {
      .kernel = "sgd",
      .make = sgd_step,
      .rows = {{4096}, {1003}, {5}, {1}},
-     .most_requests = 0.1,
+     .most_requests = 0.07,
      .own = own_sgd,
      .own_kernel = "update_four",
      .own_file = "sgd.cu"},
@@ -292,6 +295,12 @@ static bool cheap_enough(const exercise *e, const exercise_cost *c) {
   if (e->no_conflicts && c->wavefronts != c->least) {
     printf("FAIL right, but bank conflicts: shared memory takes %.2f times the turns it must\n",
            c->wavefronts / c->least);
+    good = false;
+  }
+  if (e->most_accesses && c->accesses > e->most_accesses) {
+    printf(
+        "FAIL right, but one thread does too much: %d accesses to memory, at most %d are allowed\n",
+        c->accesses, e->most_accesses);
     good = false;
   }
   if (c->copies < e->copies) {

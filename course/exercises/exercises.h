@@ -41,6 +41,7 @@ typedef struct {
   double requests;   // loads and stores of a warp, from and to both memories
   double products;   // mma instructions of a warp
   int copies;        // cp.async of a thread that were under way at once, as note_copies saw it
+  int accesses;      // of the busiest thread of a block to memory: they come one after another
 } exercise_cost;
 
 #ifdef __cplusplus

@@ -41,11 +41,15 @@ void simt::note_copies() {
 
 exercise_cost simt_exercise_cost(const char *kernel) {
   const simt_cost global = simt_count(kernel, false), shared = simt_count(kernel, true);
-  const int copies = most_copies;
-  most_copies = 0;
-  return {(double)global.parts,  (double)shared.parts,
-          (double)shared.ideal,  (double)(global.requests + shared.requests),
-          (double)simt_products, copies};
+  const int copies = most_copies, accesses = simt_most_accesses;
+  most_copies = simt_most_accesses = 0;
+  return {(double)global.parts,
+          (double)shared.parts,
+          (double)shared.ideal,
+          (double)(global.requests + shared.requests),
+          (double)simt_products,
+          copies,
+          accesses};
 }
 
 #endif
