@@ -24,8 +24,8 @@
 //     i              0  1  2  ...  255   256 257   ...         512 513             = blockIdx.x *
 //                                                                  blockDim.x + threadIdx.x
 //
-// Blocks can have two dimensions or three, then there are a .y and a .z, too, and the threads of a warp are those
-// with the same .y and .z first: thread number threadIdx.y * blockDim.x + threadIdx.x of a block.
+// A block can have two dimensions. Then its threads have a threadIdx.y, too, and are numbered row by row:
+// threadIdx.y * blockDim.x + threadIdx.x. A warp is 32 of these numbers in a row.
 //
 // A cache in each processor keeps sectors that were loaded lately. sm_80 and sm_90 are names of
 // generations of processors, the A100's and the H100's.
