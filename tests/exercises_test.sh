@@ -82,6 +82,11 @@ as_yours -e "s~rounded\[i\] = .*~$four~" course/exercises/solutions/5_sgd.cu >"$
 tools/exercise.sh 5 "$work/5.cu" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'out of bounds: 4 bytes written at 5.cu:' "$work/out"
 check 'a store that begins in an array of bf16 and ends behind it is rejected' $?
+singly='for (int i = 0; i < 4; i++) rounded[first + i] = to_bf16(w[first + i]);'
+as_yours -e "s~\*(four_bf16 \*)(rounded + first) = .*~$singly~" course/exercises/solutions/5_sgd.cu >"$work/5_singly.cu"
+tools/exercise.sh 5 "$work/5_singly.cu" >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q 'FAIL right, but dear: 0.[0-9]* requests for each result, at most 0.070' "$work/out"
+check 'bf16 stored one by one are rejected' $?
 as_yours -e 's/BLOCK \/ LANES\]/BLOCK \/ LANES - 1]/' course/exercises/solutions/3_sum.cu >"$work/3_array.cu"
 tools/exercise.sh 3 "$work/3_array.cu" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q "out of bounds: index 7 of an array of type 'float \[7\]' at 3_array.cu:" "$work/out"
