@@ -253,12 +253,13 @@ check: export OMP_WAIT_POLICY := passive
 ifneq ($(and $(DETECTED),$(ARCH)),)
 check: export GPU_EXPECTED := $(DETECTED)
 endif
-# Under the sanitizers simulated kernels take ten times as long: the small shapes have to do there, and
-# runs of the trainer on the CPU.
-SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/step_test)
+# Under the sanitizers simulated kernels and plain tiles take ten times as long and more: the small shapes
+# have to do there, and runs of the trainer on the CPU.
+SLOW := $(if $(SAN),$(BUILD)/tests/kernels_test $(BUILD)/tests/tiles_test $(BUILD)/tests/step_test)
 check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	@tests/run.sh "tests/train_test.sh $(TRAIN) $(SHAPES) $(if $(SAN),quick)" $(filter-out $(SLOW),$(TEST_PROGRAMS)) \
-	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick') $(WATCHED_CHECKS) "tests/data_test.sh $(TRAIN) $(SHAPES)"
+	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick' '$(BUILD)/tests/tiles_test quick') $(WATCHED_CHECKS) \
+	  "tests/data_test.sh $(TRAIN) $(SHAPES)"
 
 # Registers, shared memory and spills of each kernel, from nvcc's assembler.
 ptx-report:
