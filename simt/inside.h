@@ -42,6 +42,8 @@ extern simt_block simt_now;
 __attribute__((noreturn, format(printf, 1, 2))) void simt_report(const char *format, ...);
 // Text for it; one of sixteen pieces, in turn.
 __attribute__((format(printf, 1, 2))) const char *simt_text(const char *format, ...);
+// A thread of the current launch: "thread 7"; "thread 7 (3, 1, 0)" if its blocks have more than one dimension.
+const char *simt_thread_name(int number);
 
 uint8_t *simt_map(size_t bytes, bool usable); // zeroed, taken page by page as it is touched
 void simt_usable(void *memory, size_t bytes, bool usable);

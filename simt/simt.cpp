@@ -20,9 +20,9 @@ extern "C" void simt_switch(void **from, void *to);
 // -- A grid, its blocks, their warps --------------------------------------------------------------
 
 static const char *describe(const simt_thread *t) {
-  if (t->state == DONE) return simt_text("thread %d has returned", t->number);
-  return simt_text("thread %d waits at %s, %s:%d", t->number, t->waits_for, t->where.file,
-                   t->where.line);
+  const char *name = simt_thread_name(t->number);
+  if (t->state == DONE) return simt_text("%s has returned", name);
+  return simt_text("%s waits at %s, %s:%d", name, t->waits_for, t->where.file, t->where.line);
 }
 
 static bool stand_together(const simt_thread *a, const simt_thread *b) {

@@ -174,13 +174,19 @@ const char *simt_text(const char *format, ...) {
   return text[turn];
 }
 
+const char *simt_thread_name(int number) {
+  const unsigned i = (unsigned)number, x = blockDim.x, y = blockDim.y;
+  if (y * blockDim.z == 1) return simt_text("thread %u", i);
+  return simt_text("thread %u (%u, %u, %u)", i, i % x, i / x % y, i / (x * y));
+}
+
 void simt_report(const char *format, ...) {
   va_list arguments;
   fflush(stdout);
   fprintf(stderr, "simt: %s", simt_now.kernel ? simt_now.kernel : "device memory");
   if (simt_now.thread)
-    fprintf(stderr, ", block (%u, %u, %u), thread %d", blockIdx.x, blockIdx.y, blockIdx.z,
-            simt_now.thread->number);
+    fprintf(stderr, ", block (%u, %u, %u), %s", blockIdx.x, blockIdx.y, blockIdx.z,
+            simt_thread_name(simt_now.thread->number));
   fputs(": ", stderr);
   va_start(arguments, format);
   vfprintf(stderr, format, arguments);
@@ -228,15 +234,20 @@ static inline bool is_over(uint64_t then) {
 
 static const char *const did[] = {"read", "written", "changed atomically"};
 
+// Whose time that is. (Blocks of another launch may have another shape.)
+static const char *thread_at(uint64_t then) {
+  const int thread = then % MAX_THREADS;
+  if (then < simt_clock_now.launch_began)
+    return simt_text("thread %d of %s, on the other branch", thread, simt_launch_at(then));
+  return simt_text("%s%s", simt_thread_name(thread),
+                   then < simt_clock_now.block_began ? " of another block" : "");
+}
+
 static inline void order(uint64_t then, int place, deed before) {
   if (is_over(then)) return;
-  simt_report("race in %s memory: %s at %s, and %s by thread %d%s at %s, with nothing between",
+  simt_report("race in %s memory: %s at %s, and %s by %s at %s, with nothing between",
               current.in->shared ? "shared" : "global", did[current.kind],
-              simt_name_of(current.where), did[before], (int)(then % MAX_THREADS),
-              then < simt_clock_now.launch_began
-                  ? simt_text(" of %s, on the other branch", simt_launch_at(then))
-              : then < simt_clock_now.block_began ? " of another block"
-                                                  : "",
+              simt_name_of(current.where), did[before], thread_at(then),
               simt_name_of(simt_site_of(place)));
 }
 
@@ -244,8 +255,9 @@ static inline void order(uint64_t then, int place, deed before) {
 static inline void touch(history *h, int place) {
   const uint64_t time = simt_clock_now.now[simt_now.thread->number];
   if (h->in_flight)
-    simt_report("a copy in flight: %s at %s, before thread %d has waited for the cp.async at %s",
-                did[current.kind], simt_name_of(current.where), (int)(h->write % MAX_THREADS),
+    simt_report("a copy in flight: %s at %s, before %s has waited for the cp.async at %s",
+                did[current.kind], simt_name_of(current.where),
+                simt_thread_name(h->write % MAX_THREADS),
                 simt_name_of(simt_site_of(h->write_place)));
   if (current.kind != WRITE && current.in->shared && h->write < simt_clock_now.block_began)
     simt_report("uninitialised shared memory: read at %s; a store is missing, or a barrier between "

@@ -416,6 +416,13 @@ static void run_last_adds_up(int without) {
       without);
 }
 
+// A report names a thread by all its numbers.
+static __global__ void one_of_eight(float *out) {
+  __shared__ float s[2][4];
+  if (threadIdx.x != 2 || threadIdx.y != 1) s[threadIdx.y][threadIdx.x] = 1;
+  FIRST out[threadIdx.y * 4 + threadIdx.x] = s[threadIdx.y][threadIdx.x];
+}
+
 // -- All of them ----------------------------------------------------------------------------------
 
 static float *in, *out; // 64 and 4096 floats on the device
@@ -496,6 +503,8 @@ static const broken all_broken[] = {
     {"recursion without end", "its stack is full", RUN(bottomless, {1, 1, 0}, (int *)out)},
     {"an element that nobody wrote", "uninitialised shared memory",
      RUN(uninitialised, {1, 64, 0}, out)},
+    {"a thread of two dimensions", "thread 6 (2, 1, 0): uninitialised shared memory",
+     RUN(one_of_eight, {1, {4, 2}, 0}, out)},
     {"an atomic sum that nobody set to 0", "uninitialised shared memory",
      RUN(uninitialised_sum, {1, 64, 0}, (int *)out)},
     {"another block's shared memory", "uninitialised shared memory",
