@@ -120,7 +120,7 @@ help:
 	@echo 'make bug          twelve broken kernels to mend: N=1 begins, SOLVE=1 gives up'
 	@echo 'make course-check check what belongs to the course'
 	@echo 'make build        build all that this machine can, and say what that is'
-	@echo 'make ptx-report   registers, shared memory and spills of each GPU kernel (nvcc)'
+	@echo 'make ptx-report   registers, shared and local memory, spills of each GPU kernel (nvcc)'
 	@echo 'make sass-report  what their main loops execute for each product of the tensor cores (nvcc)'
 	@echo 'make simt-report  bank conflicts and memory traffic of each, counted by the simulator'
 	@echo 'make cost         what a step costs, launch by launch, and the least it takes on some GPUs'
@@ -261,7 +261,7 @@ check: $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	  $(if $(SAN),'$(BUILD)/tests/kernels_test quick' '$(BUILD)/tests/tiles_test quick') $(WATCHED_CHECKS) \
 	  "tests/data_test.sh $(TRAIN) $(SHAPES)"
 
-# Registers, shared memory and spills of each kernel, from nvcc's assembler.
+# Registers, shared memory, local memory and spills of each kernel, from nvcc's assembler.
 ptx-report:
 	@tests/ptx_report.sh "$(NVCC)" $(filter-out gpu/gpu.cu,$(KERNELS))
 
@@ -281,13 +281,14 @@ CUOBJDUMP ?= $(firstword $(shell command -v cuobjdump) $(dir $(NVCC))cuobjdump)
 sass-report: $(BUILD)/cuda/conv.o
 	@tests/sass_report.sh "$(CUOBJDUMP)" $^
 
-# NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU.
+# NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU: all in one process, the one that
+# the checker starts.
 SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))compute-sanitizer)
 sanitize: $(BUILD)/tests/kernels_test
 	@[ -n "$(DETECTED)" ] || { echo "sanitize needs an NVIDIA GPU, and none answers nvidia-smi" >&2; exit 1; }
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  for device in cuda cuda-plain; do \
-	    $(SANITIZER) --tool $$tool --target-processes all --error-exitcode 1 \
+	    GPU_SANITIZED=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
 	      $(BUILD)/tests/kernels_test $$device quick || exit 1; done; done
 
 # Every call of three short runs struck in turn; tests/faults.c says how.

@@ -33,8 +33,9 @@ static const card cards[] = {
     {"NVIDIA H100 80GB HBM3", "H100", 989.4, 3350, 50, "H100 SXM data sheet, 2023"},
     {"NVIDIA GeForce RTX 4090", "4090", 165.2, 1008, 72, "Ada GPU architecture paper, appendix A"},
     {"NVIDIA GeForce RTX 3090", "3090", 71, 936, 6, "GA102 GPU architecture paper, appendix A"},
+    {"NVIDIA H200", "H200", 989.4, 4800, 60, "H200 data sheet, 2024; L2 as the driver reports it"},
 };
-enum { CARDS = sizeof cards / sizeof *cards };
+enum { CARDS = sizeof cards / sizeof *cards, COLUMNS = 4 }; // COLUMNS: those that `make cost` shows
 
 // Between the end of a kernel and the start of the next one on the same stream, seconds: an
 // assumption, of the order that is usually seen.

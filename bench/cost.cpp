@@ -48,7 +48,7 @@ struct row {
   const char *kernel, *layer;
   int launches;
   simt_launch sum; // of all its launches
-  double bound[CARDS];
+  double bound[COLUMNS];
 };
 
 static row rows[MOST_ROWS];
@@ -83,7 +83,7 @@ static void note_launch(const simt_launch *c) {
   }
   if (i == row_count) rows[row_count++] = {c->kernel, layer, 0, {}, {}};
   add(&rows[i], *c, 1);
-  for (int k = 0; k < CARDS; k++)
+  for (int k = 0; k < COLUMNS; k++)
     rows[i].bound[k] += bound_of(&cards[k], flops_of(*c), bytes_of(*c));
 }
 
@@ -92,7 +92,7 @@ static void print_row(const row *r) {
   printf("%-29s %-7s %4d %8.1f %8.1f %9.1f %8.1f %5.2f", r->kernel, r->layer, r->launches,
          1e-9 * flops_of(c), 1e-6 * bytes_of(c), 32e-6 * c.requested, 1e-6 * c.turns,
          c.least > 0 ? c.turns / c.least : 1);
-  for (int k = 0; k < CARDS; k++) printf(" %7.1f", 1e6 * r->bound[k]);
+  for (int k = 0; k < COLUMNS; k++) printf(" %7.1f", 1e6 * r->bound[k]);
   printf("\n");
 }
 
@@ -244,18 +244,18 @@ static void print_sheet(const char *what, int width, int batch) {
   row total = {"together", "", 0, {}, {}};
   printf("\n%s, width %d, batch %d\n%-29s %-7s %4s %8s %8s %9s %8s %5s", what, width, batch,
          "kernel", "layer", "x", "GFLOP", "MB once", "MB asked", "M turns", "x");
-  for (int k = 0; k < CARDS; k++) printf(" us %s", cards[k].column);
+  for (int k = 0; k < COLUMNS; k++) printf(" us %s", cards[k].column);
   printf("\n");
   qsort(rows, row_count, sizeof *rows, by_bytes);
   for (int i = 0; i < row_count; i++) {
     print_row(&rows[i]);
     add(&total, rows[i].sum, rows[i].launches);
-    for (int k = 0; k < CARDS; k++) total.bound[k] += rows[i].bound[k];
+    for (int k = 0; k < COLUMNS; k++) total.bound[k] += rows[i].bound[k];
   }
   print_row(&total);
   printf("\n%-24s %9s %9s %9s %12s\n", "at least, ms", "kernels", "launches", "together",
          "images/s");
-  for (int k = 0; k < CARDS; k++) {
+  for (int k = 0; k < COLUMNS; k++) {
     const double gaps = LAUNCH_GAP * total.launches, all = total.bound[k] + gaps;
     printf("%-24s %9.3f %9.3f %9.3f %12.0f   %s\n", cards[k].name, 1e3 * total.bound[k], 1e3 * gaps,
            1e3 * all, batch / all, cards[k].source);

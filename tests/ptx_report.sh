@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # ptx_report.sh NVCC FILE.cu.. - what nvcc's assembler says of each kernel, for sm_75, sm_80 and sm_90:
-# registers a thread, static shared memory a block, bytes of registers spilled to memory. Kernels of
-# 256 threads with more than 128 registers no longer fit twice on a processor (65,536 registers).
-# A spill is a failure, exit status 1: no kernel that training uses may have one. So is a file that does
-# not compile for one of them, or has other kernels there than for the rest.
+# registers a thread, static shared memory a block, bytes of a thread's local memory (an array whose index
+# the compiler does not know lies there), bytes of registers spilled to it. Kernels of 256 threads with
+# more than 128 registers no longer fit twice on a processor (65,536 registers).
+# Local memory and spills are a failure, exit status 1: no kernel that training uses may have any. So is a
+# file that does not compile for one of them, or has other kernels there than for the rest.
 nvcc=$1 archs="sm_75 sm_80 sm_90" failed=0
 shift
 if ! command -v "$nvcc" >/dev/null; then
@@ -26,22 +27,26 @@ awk -v archs="$archs" '
   /Compiling entry function|Function properties for/ {
     if (match($0, /cuda::.*\(/)) { name = substr($0, RSTART + 6); sub(/\(.*/, "", name) }
   }
-  /spill stores/ { spill = $0; sub(/.*frame, /, "", spill); sub(/ bytes spill stores.*/, "", spill) }
+  /spill stores/ {
+    spill = local = $0
+    sub(/.*frame, /, "", spill); sub(/ bytes spill stores.*/, "", spill)
+    sub(/ bytes stack frame.*/, "", local); sub(/.* /, "", local)
+  }
   /Used [0-9]+ registers/ {
     registers = $0; sub(/.*Used /, "", registers); sub(/ registers.*/, "", registers)
     shared = 0
     if (match($0, /[0-9]+ bytes smem/)) shared = substr($0, RSTART, RLENGTH) + 0
-    printf "%s %-14s %-44s %9d %8d %8d\n", $1, $2, name, registers, shared, spill
+    printf "%s %-14s %-44s %9d %8d %8d %8d\n", $1, $2, name, registers, shared, local, spill
     kernels++
     seen[$2 " " name] = seen[$2 " " name] " " $1
-    if (spill + 0 > 0) spilled++
+    if (spill + local > 0) spilled++
   }
-  BEGIN { printf "%-5s %-14s %-44s %9s %8s %8s\n", "", "file", "kernel", "registers", "shared", "spilled" }
+  BEGIN { printf "%-5s %-14s %-44s %9s %8s %8s %8s\n", "", "file", "kernel", "registers", "shared", "local", "spilled" }
   END {
     count = split(archs, arch)
     for (kernel in seen)
       for (i = 1; i <= count; i++)
         if (!index(seen[kernel], arch[i])) { print "FAIL " kernel " is missing for " arch[i]; missing++ }
-    printf "%d kernels, %d with spills\n", kernels, spilled
+    printf "%d kernels, %d with local memory or spills\n", kernels, spilled
     exit missing > 0 || spilled > 0 || kernels == 0
   }' "$work/said"

@@ -21,7 +21,7 @@ enum { NAME_WIDTH = 30, LAYER_WIDTH = 8 }; // of the sheet's first columns
 
 typedef struct {
   char name[NAME_WIDTH + LAYER_WIDTH + 1];
-  double gflop, megabytes, microseconds[CARDS];
+  double gflop, megabytes, microseconds[COLUMNS];
 } row;
 
 static row rows[ROWS];
@@ -50,7 +50,7 @@ static bool read_sheet(const char *path, row *together, error *e) {
     if (!inside || strlen(line) < NAME_WIDTH + LAYER_WIDTH ||
         sscanf(line + NAME_WIDTH + LAYER_WIDTH, "%d%lf%lf%lf%lf%lf%lf%lf%lf%lf", &launches,
                &r->gflop, &r->megabytes, &asked, &turns, &factor, &r->microseconds[0],
-               &r->microseconds[1], &r->microseconds[2], &r->microseconds[3]) != 6 + CARDS)
+               &r->microseconds[1], &r->microseconds[2], &r->microseconds[3]) != 6 + COLUMNS)
       continue;
     copy_name(r, line);
     complete = !strcmp(r->name, "together");
@@ -100,16 +100,16 @@ static void draw_roofs(FILE *out) {
                    .y1 = 1000,
                    .log_x = true,
                    .log_y = true};
-  const char *names[CARDS];
+  const char *names[COLUMNS];
   chart_axes(out, &c, "what a card can do", "FLOP for each byte", "TFLOP/s");
-  for (int i = 0; i < CARDS; i++) {
+  for (int i = 0; i < COLUMNS; i++) {
     const double bend = cards[i].peak * 1000 / cards[i].bandwidth;
     names[i] = cards[i].column;
     chart_line(out, &c, series_look(i), 3, (double[]){c.x0, bend, c.x1},
                (double[]){roof(&cards[i], c.x0), cards[i].peak, cards[i].peak});
   }
   draw_points(out, &c);
-  svg_legend(out, 64, 24, CARDS, names);
+  svg_legend(out, 64, 24, COLUMNS, names);
 }
 
 // A line of the right chart: the rows from `first` to before `end`, added up.
