@@ -325,7 +325,7 @@ environments:
 PYTHON ?= python3
 BENCH_DEVICE ?= cpu
 
-$(BUILD)/bench/bench: $(BUILD)/bench/bench.o $(OBJECTS)
+$(BUILD)/bench/bench: $(BUILD)/bench/bench.o $(BUILD)/bench/operations.o $(OBJECTS)
 	$(LINK)
 
 bench: export OMP_WAIT_POLICY := passive

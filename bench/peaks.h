@@ -1,5 +1,5 @@
-// bench/peaks.h - what this machine's processor and memory can do at most, measured: bench.c holds each
-// operation against it.
+// bench/peaks.h - what this machine's processor and memory can do at most, measured: operations.c holds
+// each operation against it.
 //
 // Multiply-adds on registers alone, on all threads, with more sums than a multiply-add takes cycles to
 // end; c = a + b on arrays that fit no cache; for cpu-bf16, products of blocks from the first cache, the

@@ -4,17 +4,13 @@
 #ifndef WORKER_H
 #define WORKER_H
 
+#include "bench.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-__attribute__((noreturn)) static void stop(const char *what) {
-  fprintf(stderr, "bench: %s\n", what);
-  exit(1);
-}
 
 typedef struct {
   pid_t process;
