@@ -439,7 +439,7 @@ static inline void run_workers(const selection *s) {
       continue;
     }
     const bool gpu = worker == gpu_worker;
-    if (gpu && ++gpu_ends == MOST_GPU_ENDS) { // a new one takes a second, and there are 1,000 cases
+    if (gpu && ++gpu_ends == MOST_GPU_ENDS) { // hundreds of cases, each with a new process
       check(false, "the GPU's process ended %d times: its other cases are left out", gpu_ends);
       continue;
     }
