@@ -4,8 +4,8 @@ replay.py holds single steps against PyTorch, from equal states, where an error 
 what they add up to: a device may be right in each step within its rounding and still learn worse, if
 its errors lean to one side. So PyTorch trains in float32 from the same initial weights, on the images,
 crops, partners and lambdas of a traced run, and is tested after the same epochs. The curves do not agree in
-their digits, since training is chaotic; their accuracies should. How far two runs of PyTorch itself lie
-apart, from two seeds, is the measure for what may differ.
+their digits, since training is chaotic; their losses and accuracies should. How far two runs of PyTorch
+itself lie apart, from two seeds, is the measure for what may differ.
 
 How to run, with torch and safetensors installed:
 
@@ -43,6 +43,12 @@ def accuracy(model, images, labels):
     return (logits.argmax(1) == labels).float().mean().item()
 
 
+def mean_loss(steps, losses):
+    """Over the epoch's images: its last batch may be a short one."""
+    images = [len(step["index"]) for step in steps]
+    return sum(n * loss for n, loss in zip(images, losses)) / sum(images)
+
+
 def epochs_of(lines):
     """The trace's lines as pairs: an epoch's steps, and the line with its test."""
     steps = []
@@ -68,17 +74,21 @@ def follow(arguments):
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         rows = kept["rows"]
-    print(f"test accuracy, %: epoch, ./train on {settings['device']}, PyTorch in float32")
+    print(f"(./train on {settings['device']}, PyTorch in float32)")
+    print("epoch  training loss: ./train PyTorch  test accuracy, %: ./train PyTorch")
     for epoch, (steps, line) in enumerate(epochs_of(lines)):
         if epoch >= len(rows):
+            losses = []
             for step in steps:
                 optimiser.param_groups[0]["lr"] = step["lr"]
-                train_step(model, optimiser, *train, step, settings["smoothing"])
-            rows.append([line["test_accuracy"], accuracy(model, *test)])
+                losses += [train_step(model, optimiser, *train, step, settings["smoothing"])[1]]
+            ours = mean_loss(steps, [step["loss"] for step in steps])
+            tests = [100 * line["test_accuracy"], 100 * accuracy(model, *test)]
+            rows.append([ours, mean_loss(steps, losses), *tests])
             kept = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "rows": rows}
             if arguments.state:
                 torch.save(kept, arguments.state)
-        print(f"{epoch:5d} {100 * rows[epoch][0]:8.2f} {100 * rows[epoch][1]:8.2f}", flush=True)
+        print("{:5d} {:22.4f} {:7.4f} {:25.2f} {:7.2f}".format(epoch, *rows[epoch]), flush=True)
 
 
 def main():
