@@ -34,10 +34,11 @@
 // 558 MB in 45 and 314 MB in 25, where the convolution normalises what it stores. (Another 40 launches went
 // when the last block of a launch came to add up the partial sums: gpu/sums.h.)
 //
-// A y without a residual is a multiply-add away from z. So who reads it can read z and make y of it on the
-// way: inside a block the second convolution and its weight gradient (gpu/norm.h, normalise_eight), of a
-// shortcut the kernel below that adds it, of the stem all three. Then z is not read to be normalised and y is
-// not written: of six trips four are left, and 189 MB and 12 launches less in a step. Of the y,
+// A y without a residual is a multiply-add away from z. So whoever reads such a y can read z instead, and
+// make y of it on the way (gpu/norm.h, normalise_eight). There are three kinds. That of a block's first
+// convolution is read by the second one and by its weight gradient. That of a shortcut is read by the kernel
+// below that adds it. That of the stem is read by all three. Then z is not read to be normalised
+// and y is not written: of six trips four are left, and 189 MB and 12 launches less in a step. Of the y,
 // training still stores those of the blocks' outputs; of the z, all.
 //
 // Of those, the mask wants one bit each, not the 16 of y. So the kernel that stores y stores its bits beside

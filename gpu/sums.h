@@ -102,9 +102,9 @@ static __device__ void add_parts_of(const partial *partials, int first, int end,
   }
 }
 
-// Every block calls it once, behind its stores to partials[part]; its channels are the `count` from
-// first_channel on, as in every part, and block_of_part says which these are. The last block calls
-// finish(channel, sum, second sum).
+// Every block calls it once, after it has stored its sums to partials[part]. In every part the channels are
+// divided among the blocks in the same way: block number block_of_part has the `count` channels from
+// first_channel on. Whichever of these blocks comes last calls finish(channel, sum, second sum).
 template <typename partial, typename function>
 static __device__ void add_partials(const partial *partials, const parts_of_sums &s, int part,
                                     int block_of_part, int first_channel, int count,

@@ -30,7 +30,7 @@ random_stream random_open(uint64_t seed, random_purpose purpose, uint32_t epoch,
 uint32_t random_bits(random_stream *stream) {
   if (!stream->unread) {
     philox(stream->counter, stream->key, stream->block);
-    stream->counter[0]++; // 2^34 numbers a stream; a weight tensor takes 2^22 at width 64
+    stream->counter[0]++; // 2^34 numbers a stream; a tensor of width 64 takes under 2^22
     stream->unread = 4;
   }
   return stream->block[4 - stream->unread--];

@@ -60,25 +60,25 @@ unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -
 [ -z "$unsaid" ] && [ "$(grep -c '^    ok  ' course/2-gpu.md)" -eq 11 ]
 check "course/2-gpu.md: what simt_test prints${unsaid:+, but for $unsaid}" $?
 
-said=$(grep -o 'simt_broken.h:[0-9]*, but' course/5-simulator.md | tr -dc 0-9)
+said=$(grep -o 'simt_broken.h:[0-9]*, but' course/4-simulator.md | tr -dc 0-9)
 sed -n "${said:-1}p" tests/simt_broken.h | grep -q __syncthreads
-check "course/5-simulator.md: a report's line is where it says" $?
-said=$(grep -o 'written at gpu.h:[0-9]*' course/5-simulator.md | tr -dc 0-9) read=$(grep -o 'halo_weight.h:[0-9]*' course/5-simulator.md | tr -dc 0-9)
+check "course/4-simulator.md: a report's line is where it says" $?
+said=$(grep -o 'written at gpu.h:[0-9]*' course/4-simulator.md | tr -dc 0-9) read=$(grep -o 'halo_weight.h:[0-9]*' course/4-simulator.md | tr -dc 0-9)
 sed -n "${said:-1}p" gpu/gpu.h | grep -q 'to = raw;' && sed -n "${read:-1}p" gpu/halo_weight.h | grep -q 'copy_async'
-check "course/5-simulator.md: the two lines of a race between branches" $?
+check "course/4-simulator.md: the two lines of a race between branches" $?
 
-# What 4-cpu.md computes by hand.
+# What 5-cpu.md computes by hand.
 python3 - <<'end'
 d, g = (1, 2, 3, 4), (1, 0, 2)
 m = ((d[0] - d[2]) * g[0], (d[1] + d[2]) * (g[0] + g[1] + g[2]) / 2, (d[2] - d[1]) * (g[0] - g[1] + g[2]) / 2,
      (d[1] - d[3]) * g[2])
 y = [sum(d[i + j] * g[j] for j in range(3)) for i in range(2)]
 assert (m[0] + m[1] + m[2], m[1] - m[2] - m[3]) == tuple(y)
-page = open("course/4-cpu.md").read()
+page = open("course/5-cpu.md").read()
 for i, value in enumerate(m): assert [l for l in page.split("\n") if l.startswith("    m%d = " % (i + 1)) and l.endswith("= %g" % value)]
 for i, value in enumerate(y): assert "    y%d = " % i in page and "= %d\n" % value in page
 end
-check "course/4-cpu.md: its numbers" $?
+check "course/5-cpu.md: its numbers" $?
 
 # What 1-step.md computes by hand, computed once more.
 python3 - <<'end'

@@ -1,4 +1,4 @@
-// tools/draw_cpu.c - two pictures for course/4-cpu.md, of how cpu/ computes; see pictures.h.
+// tools/draw_cpu.c - two pictures for course/5-cpu.md, of how cpu/ computes; see pictures.h.
 #include "pictures.h"
 
 #include "svg.h"
@@ -60,7 +60,7 @@ enum { INPUTS = 4, PRODUCTS = 4, OUTPUTS = 2 };
 enum { AT_D = 60, AT_SUM = 200, AT_PRODUCT = 420, AT_Y = 600, STEP = 64, FIRST = 90 };
 
 static const double d[INPUTS] = {1, 2, 3, 4}, g[3] = {1, 0, 2};
-// m = (of_d d) (of_g g), y = of_m m: chapter 4's formulas as matrices.
+// m = (of_d d) (of_g g), y = of_m m: chapter 5's formulas as matrices.
 static const int of_d[PRODUCTS][INPUTS] = {
     {1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
 static const double of_g[PRODUCTS][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
