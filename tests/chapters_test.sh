@@ -54,6 +54,20 @@ for first, last, rate in ((40, 49, "0.1"), (90, 99, "0.01"), (100, 106, "0.001")
 end
 check "course/experiment.md: the table of the two runs of the recipe" $?
 
+# What JPEG costs, from the logs of the two runs.
+python3 - <<'end'
+import csv
+page = open("course/experiment.md").read()
+for copy, name in (("once", "our copy"), ("twice", "through JPEG once more")):
+    log, test, train = [list(csv.DictReader(open(f"course/results/jpeg/{copy}/evening/plain-2/{file}.csv")))
+                        for file in ("log", "test", "train")]
+    loss, accuracy = [sum(float(r[c]) for r in log[20:]) / len(log[20:]) for c in ("train_loss", "test_accuracy")]
+    end = [100 * float(test[0]["accuracy"]), float(test[0]["nll"]), 100 * float(train[0]["accuracy"])]
+    row = "| %s | %.3f | %.2f | %.2f | %.3f | %.2f |" % (name, loss, 100 * accuracy, *end)
+    assert len(log) == 30 and row + "\n" in page, row
+end
+check "course/experiment.md: what JPEG costs" $?
+
 # What 2-gpu.md shows of the simulator's own check.
 SHOW=1 "$2" >"$shown"
 unsaid=$(grep -E '^    (ok  | +simt:)' course/2-gpu.md | cut -c5- | while read -r line; do grep -qF "$line" "$shown" || echo "$line"; done)
