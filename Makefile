@@ -48,8 +48,10 @@ DOUBLE_TESTS := gradients_test golden_test
 # -- GPU: the .cu files, compiled by g++ on the simulator, and by nvcc where there is one ------------
 
 KERNELS := $(wildcard *.cu) $(wildcard gpu/*.cu)
-# clang++-14 for clang-14, g++-11 for gcc-11; g++ for a cc of another name.
-CXX_OF_CC := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(if $(findstring gcc,$(CC)),$(subst gcc,g++,$(CC)),g++))
+# clang++-14 for clang-14, g++-11 for gcc-11, whatever their directory is called; g++ for a cc of another name.
+cxx_name = $(if $(findstring clang,$1),$(subst clang,clang++,$1),$(subst gcc,g++,$1))
+cxx_path = $(if $(findstring /,$1),$(dir $1))$(call cxx_name,$(notdir $1))
+CXX_OF_CC := $(if $(findstring clang,$(notdir $(CC)))$(findstring gcc,$(notdir $(CC))),$(foreach word,$(CC),$(call cxx_path,$(word))),g++)
 # -fno-strict-aliasing: kernels load and store eight bf16 as one uint4, as is usual in CUDA, and nvcc takes no
 # offence; standard C++ would.
 OUR_CXXFLAGS := -std=c++17 $(NATIVE) -ffp-contract=fast -fno-trapping-math -fno-math-errno -fno-strict-aliasing \
@@ -235,9 +237,12 @@ data/stand-in/test_batch.bin: | $(SHAPES)
 
 data/stand-in: data/stand-in/test_batch.bin
 
-# For a shell: sets data to DATA=, to CIFAR-10's place once it is there, or to the stand-in set's.
-FIND_DATA = if [ -n "$(DATA)" ]; then data="$(DATA)"; \
-	elif tools/data.sh; then data=data/cifar-10-batches-bin; \
+# For a shell: sets data to DATA=, to CIFAR-10's place once it is there, or to the stand-in set's. That is for
+# where there is no network, and not for a mistake in CIFAR_TAR= or in what is there, which has its line already.
+FIND_DATA = cifar="$${DATA_DIR:-data}/cifar-10-batches-bin"; \
+	if [ -n "$(DATA)" ]; then data="$(DATA)"; \
+	elif tools/data.sh; then data="$$cifar"; \
+	elif [ -n "$$CIFAR_TAR" ] || [ -e "$$cifar" ]; then exit 1; \
 	else echo "CIFAR-10 could not be had: training on generated stand-in shapes instead"; \
 	  $(MAKE) --no-print-directory data/stand-in && data=data/stand-in; fi
 
@@ -369,7 +374,10 @@ fuzz: $(BUILD)/fuzz/fuzz
 format:
 	clang-format -i $$(git ls-files '*.c' '*.h' '*.cu' '*.cpp')
 
+# build/bugs and build/exercises hold a student's work: which were found, and the trees to mend.
 clean:
-	rm -rf build train shapes tools/plot
+	rm -rf train shapes tools/plot
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name bugs ! -name exercises -exec rm -rf {} +
+	@[ ! -e build/bugs ] || echo "build/bugs, your work on the bugs, stays; rm -rf build removes it"
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -70,7 +70,7 @@ exercise course-check: export HAVE_GPU := $(DETECTED)
 
 # Lists the ten; N=1 .. 10 checks course/exercises/N_..cu, or another file that FILE= names.
 exercise: $(EXERCISES)
-	@tools/exercise.sh $(N) $(if $(N),$(FILE))
+	@tools/exercise.sh $(N) $(if $(and $(N),$(FILE)),"$(FILE)")
 
 # -- Find the bug -------------------------------------------------------------------------------------
 

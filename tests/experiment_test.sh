@@ -83,6 +83,10 @@ check "no processor is idle where there are more than runs" $?
 refuse 'JOBS=two: .* a number' env JOBS=two "$experiment" all
 refuse 'no variant is called cutout' "$experiment" one cutout 2
 refuse '.*both-2 was begun with other options' env ARGS=--momentum=0 "$experiment" one both 2
+# ARGS comes last on the command line: with these, all runs would be of one variant, or of one seed.
+refuse '--mixup-alpha in ARGS: not possible' env ARGS='--mixup-alpha 0.2' "$experiment" all
+refuse '--seed in ARGS: not possible' env ARGS='--batch 16 --seed=7' "$experiment" all
+refuse '--data in ARGS: not possible' env ARGS='--data data' "$experiment" one plain 2
 refuse 'plain 7: .*nowhere/data_batch_1.bin' env DATA=nowhere "$experiment" one plain 7
 "$experiment" two >/dev/null 2>&1
 [ $? -eq 2 ]

@@ -137,6 +137,17 @@ refuse 1 'no column in common' "$plot" nll.csv other.csv -o out.svg
 refuse 1 'head.csv: has no epoch yet' "$plot" head.csv -o out.svg
 refuse 1 'no.csv: cannot be opened' "$plot" no.csv -o out.svg
 refuse 1 'nowhere/out.svg: No such' "$plot" one.csv -o nowhere/out.svg
+cp one.csv kept.csv
+refuse 1 'one.csv: is there already and no such picture' "$plot" one.csv -o one.csv
+refuse 1 'one.csv: is there already and no such picture' "$plot" -o one.csv two.csv
+cmp one.csv kept.csv
+check "plot: a log is never overwritten" $?
+"$plot" run.csv -o out.svg && "$plot" one.csv -o out.svg && "$plot" one.csv -o again.svg && cmp -s out.svg again.svg
+check "plot: an earlier chart is" $?
+cp run/resnet18_cifar10.safetensors kept.safetensors
+refuse 1 'kept.safetensors: is there already and no such picture' "$pictures" filters --weights kept.safetensors -o kept.safetensors
+cmp run/resnet18_cifar10.safetensors kept.safetensors
+check "pictures: nor are weights" $?
 refuse 2 '^plot: usage:' "$plot" one.csv
 refuse 2 '^plot: usage:' "$plot" one.csv -o
 refuse 2 '^plot: usage:' "$plot" one.csv -x -o out.svg

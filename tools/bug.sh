@@ -61,7 +61,7 @@ plant() {
   mv $bugs/$1/check.new $bugs/$1/check
 }
 
-# Runs the check; true if nothing is wrong any more.
+# Runs the check; true if nothing is wrong any more, 124 if it did not come to an end.
 run_check() {
   local program operation name
   read -r program operation <$bugs/$1/check
@@ -72,12 +72,15 @@ run_check() {
 
 try() {
   plant "$1"
-  if run_check "$1"; then
+  local status=0
+  run_check "$1" || status=$?
+  if [ $status -eq 0 ]; then
     touch $bugs/$1/found
     echo "bug $1: found. Every row passes. What to learn from it:" && lesson "$1"
     return
   fi
   rm -f $bugs/$1/found
+  [ $status -ne 124 ] || fail "bug $1: the check ran for five minutes: does a loop of what you changed in $bugs/$1 never end?"
   echo "bug $1: the check of \"$(cut -d ' ' -f 2 $bugs/$1/check)\" says, first of $(grep -c -e '^FAIL' -e '^simt:' $bugs/$1/report):"
   grep -e '^FAIL' -e '^simt:' $bugs/$1/report | head -5 | cut -c1-160
   echo "Find it in $bugs/$1, change it there, and say make bug N=$1 again; the whole report is in $bugs/$1/report."

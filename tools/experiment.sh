@@ -19,7 +19,7 @@
 #                                        many images and epochs; the table below
 #     SEEDS=N                            that many seeds, from 2 on
 #     JOBS=N                             runs at a time; each gets its share of the processors
-#     DATA=DIR  TRAIN=FILE  ARGS=..      CIFAR-10's files; the trainer; more options for it
+#     DATA=DIR  TRAIN=FILE  ARGS=..      CIFAR-10's files; the trainer; more options for it, the same for all runs
 #     RESULTS=DIR                        in RESULTS/RECIPE/VARIANT-SEED/ a run leaves
 #         log.csv                        a row an epoch (run/report.h has the columns)
 #         test.csv, train.csv            how good the final network is on the test images, and on the
@@ -69,6 +69,15 @@ runs() {
 
 # How many epochs the log in directory $1 has; its first line is a heading.
 epochs_in() { if [ -s "$1/log.csv" ]; then echo $(($(wc -l <"$1/log.csv") - 1)); else echo 0; fi; }
+
+# What a run is called after is not for ARGS to say: it comes last, and would hold for each of them.
+check_arguments() {
+  local option
+  for option in --mixup-alpha --smoothing --seed --data --checkpoint --log --eval --init --resume; do
+    [[ ! " ${ARGS:-} " =~ [[:space:]]$option[=[:space:]] ]] ||
+      fail "$option in ARGS: not possible; variant, seed, DATA= and RESULTS= decide that"
+  done
+}
 
 # The last --epochs of a list of options is the one that holds.
 epochs_asked() { sed -n 's/.*--epochs[ =]\([0-9]*\).*/\1/p' <<<"$recipe_options ${ARGS:-}"; }
@@ -196,6 +205,7 @@ table() {
 
 recipe_options=$(options_of "$recipe" "$recipes") ||
   fail "RECIPE=$recipe: not possible; minutes, evening, night or published is"
+check_arguments
 [[ $seeds =~ ^[1-9][0-9]{0,3}$ ]] || fail "SEEDS=$seeds: not possible; a number from 1 to 9999 is"
 # With more jobs than runs, a share of the processors would be nobody's.
 [ -n "${JOBS:-}" ] || jobs=$((processors < 4 * seeds ? processors : 4 * seeds))

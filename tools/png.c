@@ -13,8 +13,8 @@
 #include "png.h"
 
 #include "font.h"
+#include "svg.h"
 
-#include <errno.h>
 #include <string.h>
 
 picture picture_make(int width, int height) {
@@ -140,8 +140,8 @@ static void put_picture(writer *w, const picture *p) {
 bool picture_write(const picture *p, const char *path, error *e) {
   if (p->width * 3 + 1 > 65535)
     return fail(e, "%s: %d pixels are too wide: a row has to fit into a block", path, p->width);
-  writer w = {.out = fopen(path, "wb"), .adler_a = 1};
-  if (!w.out) return fail(e, "%s: %s", path, strerror(errno));
+  writer w = {.out = open_picture(path, "\x89PNG", e), .adler_a = 1};
+  if (!w.out) return false;
   put_picture(&w, p);
   const bool failed = ferror(w.out);
   return (fclose(w.out) == 0 && !failed) || fail(e, "%s: could not be written: disk full?", path);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
 
 look series_look(int number) {
   static const look looks[] = {
@@ -27,12 +28,30 @@ static void print_escaped(FILE *out, const char *text) {
       fputc(*text, out);
 }
 
-FILE *svg_open(const char *path, double width, double height, const char *title, error *e) {
-  FILE *out = fopen(path, "w");
-  if (!out) {
-    fail(e, "%s: %s", path, strerror(errno));
+// Is it a file that has something in it, and begins otherwise?
+static bool is_of_another_kind(const char *path, const char *beginning) {
+  struct stat status;
+  if (stat(path, &status) != 0 || !S_ISREG(status.st_mode) || !status.st_size) return false;
+  char there[8] = {0};
+  FILE *file = fopen(path, "rb");
+  const bool seen = file && fread(there, 1, sizeof there - 1, file) > 0;
+  if (file) fclose(file);
+  return !seen || strncmp(there, beginning, strlen(beginning)) != 0;
+}
+
+FILE *open_picture(const char *path, const char *beginning, error *e) {
+  if (is_of_another_kind(path, beginning)) {
+    fail(e, "%s: is there already and no such picture, and stays; give another name", path);
     return NULL;
   }
+  FILE *out = fopen(path, "wb");
+  if (!out) fail(e, "%s: %s", path, strerror(errno));
+  return out;
+}
+
+FILE *svg_open(const char *path, double width, double height, const char *title, error *e) {
+  FILE *out = open_picture(path, "<svg", e);
+  if (!out) return NULL;
   fprintf(out,
           "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" "
           "height=\"%g\" font-family=\"sans-serif\" role=\"img\">\n<title>",

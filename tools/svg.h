@@ -27,6 +27,10 @@ typedef struct {
   bool log_x, log_y;               // powers of ten at equal distances; the edges are powers of ten
 } chart;
 
+// Opens a picture's file, of whatever kind; NULL, with a line in e, where that is not possible. `beginning` is
+// what files of its kind begin with. What is there and begins otherwise is somebody's log or weights: it stays.
+FILE *open_picture(const char *path, const char *beginning, error *e);
+
 // Opens the file and begins a white sheet; NULL, with a line in e, where that is not possible. `title` is
 // what a reader who cannot see the figure is told.
 FILE *svg_open(const char *path, double width, double height, const char *title, error *e);
