@@ -135,7 +135,7 @@ help:
 	@echo 'make data/stand-in   the generated stand-in set'
 	@echo 'make fuzz         a minute of libFuzzer on files, settings and command lines (clang)'
 	@echo 'make format       clang-format on all sources'
-	@echo 'make clean        remove what was built; data and checkpoints stay'
+	@echo 'make clean        remove what was built; data, checkpoints and your work on the bugs stay'
 
 build: found $(TRAIN) $(SHAPES) $(TEST_PROGRAMS) $(WATCHED_PROGRAMS)
 	@cp -f $(TRAIN) $(SHAPES) . 2>/dev/null || \
