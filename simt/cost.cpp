@@ -97,8 +97,9 @@ static int different(const request *r, int first, int lanes, int bytes, int unit
 // A launch of a thousand blocks need not run to be counted. Along blockIdx.x go, in nearly every kernel
 // of this program, pixels, images or elements (in linear_weight_rows and plain_sums, channels: too few
 // to matter), and the blocks of one column of the grid cost what those of the next cost, but for what
-// they share: sectors that an earlier block has touched already, the weights above all. So the first columns run, a 32nd of them and two at least. What the second half
-// of them adds, all the following ones are taken to add as well.
+// they share: sectors that an earlier block has touched already, the weights above all. So the first
+// columns run, a 32nd of them and two at least. What the second half of them adds, all the following
+// ones are taken to add as well.
 
 enum { SECTOR = 32, SHARE = 32 };
 enum : size_t { SECTORS = 16ull << 30 >> 5 }; // as much as the simulated GPU has
