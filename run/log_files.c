@@ -7,6 +7,7 @@
 #include "files.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -87,7 +88,8 @@ static bool fail_to_open(const log_file *f, int why, error *e) {
 bool log_file_find(log_file *f, const char *option, const char *path, const char *beginning,
                    const options *o, error *e) {
   const int flags = O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY;
-  *f = (log_file){.option = option, .path = path, .beginning = beginning};
+  const uint64_t written = f->written;
+  *f = (log_file){.option = option, .path = path, .beginning = beginning, .written = written};
   f->handle = open(path, flags);
   f->created = f->handle < 0 && errno == ENOENT;
   if (f->created) f->handle = open(path, flags | O_CREAT, 0666);
@@ -108,41 +110,61 @@ bool log_files_differ(const log_file *a, const log_file *b, error *e) {
 
 // -- Beginning and going on ------------------------------------------------------------------------
 
-// How many bytes of the file come from before the position; negative, with a line in e, where it
-// cannot be read to its end, or goes on for longer than a crash leaves it.
-static off_t length_to_keep(const log_file *f, const position *at, place_line *place, error *e) {
+// What an earlier file holds, as seen from a position.
+typedef struct {
+  int lines_before, lines_behind; // whole ones
+  bool too_late;                  // is there a line of a later epoch?
+  off_t length;                   // of the lines before, which stand first, in bytes
+  uint64_t fingerprint;           // of these
+} contents;
+
+// False, with a line in e, where the file cannot be read to its end.
+static bool look_into(const log_file *f, const position *at, place_line *place, contents *c,
+                      error *e) {
   char *line = NULL;
   size_t room = 0;
-  off_t length = 0;
-  line_place where = LINE_BEFORE; // the farthest line so far
+  bool before = true;
   ssize_t bytes;
   FILE *in = fopen(f->path, "r");
+  *c = (contents){.fingerprint = FINGERPRINT_OF_NOTHING};
   while (in && (bytes = getline(&line, &room, in)) > 0) {
-    const line_place here = line[bytes - 1] == '\n' ? place(line, at) : LINE_BEHIND;
-    if (here > where) where = here;
-    if (where == LINE_BEFORE) length += bytes;
+    const bool whole = line[bytes - 1] == '\n';
+    const line_place here = whole ? place(line, at) : LINE_BEHIND;
+    c->too_late = c->too_late || here == LINE_TOO_LATE;
+    before = before && here == LINE_BEFORE;
+    if (!before) {
+      c->lines_behind += whole;
+      continue;
+    }
+    c->lines_before++;
+    c->length += bytes;
+    c->fingerprint = fingerprint(c->fingerprint, line, (size_t)bytes);
   }
-  if (!in || !feof(in)) {
+  const bool ok = in && feof(in);
+  if (!ok)
     fail(e, "%s: could not be read to its end: %s; it stays as it is", f->path, strerror(errno));
-    length = -1;
-  } else if (where == LINE_TOO_LATE) {
-    fail(e,
-         "%s: goes on behind epoch %d, where the checkpoint is, so it is another run's or a later "
-         "state's and stays as it is; give another %s",
-         f->path, at->epoch, f->option);
-    length = -1;
-  }
   free(line);
   if (in) fclose(in);
-  return length;
+  return ok;
 }
 
-// The rest goes in one step. There is no copy that could be cut short, or be lost with its new name.
-static bool cut(const log_file *f, const position *at, place_line *place, error *e) {
-  const off_t length = length_to_keep(f, at, place, e);
-  if (length < 0) return false;
-  return ftruncate(f->handle, length) == 0 ||
-         fail(e, "%s: could not be continued: %s", f->path, strerror(errno));
+// A first line alone tells runs apart as little as none: seconds and losses come after it.
+static bool has_rows(const contents *c) {
+  return c->lines_before > 1;
+}
+
+// What comes before the checkpoint has to be what this run wrote.
+static bool is_this_runs(const log_file *f, const position *at, const contents *c, error *e) {
+  if (c->too_late)
+    return fail(e,
+                "%s: goes on behind epoch %d, where the checkpoint is, so it is another run's or a "
+                "later state's and stays as it is; give another %s",
+                f->path, at->epoch, f->option);
+  return !has_rows(c) || c->fingerprint == f->written ||
+         fail(e,
+              "%s: does not hold what the run of this checkpoint wrote, so it is another run's, or "
+              "was changed, and stays as it is; give another %s",
+              f->path, f->option);
 }
 
 // A link leads to the new file then, since that has the old one's name.
@@ -154,12 +176,24 @@ static bool set_aside(log_file *f, error *e) {
   if (!target) return fail(e, "%s: %s", f->path, strerror(errno));
   const char *const paths[] = {target};
   const bool ok = files_set_aside(paths, 1, &number, e);
-  if (ok) printf("%s: the earlier run's is now %s.%d\n", f->path, target, number);
+  if (ok) printf("%s: what stood there is now %s.%d\n", f->path, target, number);
   free(target);
   if (!ok) return false;
   close(f->handle);
   f->handle = open(f->path, O_WRONLY | O_APPEND | O_CREAT, 0666);
   return f->handle >= 0 || fail_to_open(f, errno, e);
+}
+
+// Goes on with a file that holds something. The lines behind the checkpoint are cut off in one step: there
+// is no copy that could be cut short, or be lost with its new name. Where no row tells whose they are,
+// they may be another run's, and are kept.
+static bool go_on(log_file *f, const position *at, place_line *place, error *e) {
+  contents c;
+  if (!look_into(f, at, place, &c, e) || !is_this_runs(f, at, &c, e)) return false;
+  if (!has_rows(&c) && c.lines_behind) return set_aside(f, e);
+  f->written = c.fingerprint;
+  return ftruncate(f->handle, c.length) == 0 ||
+         fail(e, "%s: could not be continued: %s", f->path, strerror(errno));
 }
 
 // Two descriptors that each keep a place of their own in standard output would overwrite each other.
@@ -177,10 +211,12 @@ static bool take_as_it_is(log_file *f, error *e) {
 static bool begin_file(log_file *f, const position *at, place_line *place, error *e) {
   struct stat status;
   if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
-  if (status.st_size > 0 && !(at->step > 0 ? cut(f, at, place, e) : set_aside(f, e))) return false;
+  if (status.st_size > 0 && !(at->step > 0 ? go_on(f, at, place, e) : set_aside(f, e)))
+    return false;
   if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
   f->is_empty = status.st_size == 0;
   if (!f->is_empty) return true;
+  f->written = FINGERPRINT_OF_NOTHING;
   char *target = realpath(f->path, NULL);
   const bool ok = target ? file_sync_name(target, e) : fail(e, "%s: %s", f->path, strerror(errno));
   free(target);
@@ -190,7 +226,7 @@ static bool begin_file(log_file *f, const position *at, place_line *place, error
 bool log_file_begin(log_file *f, const position *at, place_line *place, error *e) {
   f->is_empty = at->step == 0; // of what has no length
   if (!(f->as_it_is ? take_as_it_is(f, e) : begin_file(f, at, place, e))) return false;
-  f->stream = fdopen(f->handle, "w");
+  f->stream = open_memstream(&f->lines, &f->bytes);
   return f->stream || fail(e, "%s: %s", f->path, strerror(errno));
 }
 
@@ -206,7 +242,12 @@ static bool fail_and_close(log_file *f, const char *what, error *e) {
 
 bool log_file_written(log_file *f, error *e) {
   if (!f->stream) return true;
-  return (fflush(f->stream) == 0 && !ferror(f->stream)) || fail_and_close(f, "written", e);
+  if (fflush(f->stream) != 0 || ferror(f->stream) || !file_write(f->handle, f->lines, f->bytes))
+    return fail_and_close(f, "written", e);
+  if (!f->as_it_is) f->written = fingerprint(f->written, f->lines, f->bytes);
+  rewind(f->stream);
+  f->bytes = 0;
+  return true;
 }
 
 bool log_file_sync(log_file *f, error *e) {
@@ -219,13 +260,12 @@ bool log_file_sync(log_file *f, error *e) {
 void log_file_close(log_file *f) {
   struct stat status;
   char *target = f->created ? realpath(f->path, NULL) : NULL;
-  if (f->stream) fflush(f->stream);
   if (target && fstat(f->handle, &status) == 0 && status.st_size == 0) unlink(target);
   free(target);
-  if (f->stream)
-    fclose(f->stream);
-  else if (f->path && f->handle >= 0)
-    close(f->handle);
+  if (f->stream) fclose(f->stream);
+  free(f->lines);
+  if (f->path && f->handle >= 0) close(f->handle);
   f->stream = NULL;
+  f->lines = NULL;
   f->handle = -1;
 }

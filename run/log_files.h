@@ -4,9 +4,10 @@
 //
 //     nothing, or an empty file   it is written
 //     an earlier file of its kind a new run moves it aside, to NAME.1 (.2, ..), and says so; a resumed
-//                                 run cuts off what came after its checkpoint, and appends. A crash
-//                                 leaves no more than an epoch there; where there is more, it is
-//                                 another run's, and refused
+//                                 run cuts off what came after its checkpoint, and appends. But it
+//                                 refuses what another run has written: where the lines before the
+//                                 checkpoint are not those that it wrote itself, or more than an
+//                                 epoch comes behind, which no crash leaves
 //     a pipe (FIFO), a character  is appended to as it is; a pipe that nobody reads is refused, since
 //     device, or what standard    to open it would mean to wait
 //     output is already
@@ -21,6 +22,9 @@
 //     fprintf(log.stream, ..); log_file_written(&log, e)       a line, which is then with the system
 //     log_file_sync(&log, e)                                   and on the disk
 //
+// How does a run know its own lines? Its checkpoint keeps the fingerprint of all that it had written until
+// then (`written`). Two runs differ in their seconds, if in nothing else.
+//
 // Checked by `make check`: tests/train_test.sh, and tests/log_files_test.c for what a disk can do.
 #ifndef LOG_FILES_H
 #define LOG_FILES_H
@@ -32,7 +36,12 @@ typedef struct {
   const char *option, *path; // "--log", and where that is
   const char *beginning;     // how each file of this kind begins
   int handle;
-  FILE *stream;  // NULL before log_file_begin, after log_file_close, and after a line that failed
+  FILE *
+      stream; // into `lines`; NULL before log_file_begin, after log_file_close and a line that failed
+  char *lines;  // that are not written yet,
+  size_t bytes; // and of how many bytes
+  uint64_t
+      written;   // the fingerprint of what this run wrote to the file (files.h); 0: none is known
   bool created;  // by log_file_find
   bool as_it_is; // a pipe, a device, or standard output
   bool is_empty; // after log_file_begin: the first line has to be written
@@ -44,7 +53,7 @@ typedef enum { LINE_BEFORE, LINE_BEHIND, LINE_TOO_LATE } line_place;
 typedef line_place place_line(const char *line, const position *at);
 
 // Opens what is there, or an empty file. False, with a line in e and all as it was, for what is
-// refused. `beginning` stays the caller's.
+// refused. `beginning` stays the caller's, and f->written is what the checkpoint says (0 without one).
 bool log_file_find(log_file *f, const char *option, const char *path, const char *beginning,
                    const options *o, error *e);
 
@@ -52,8 +61,10 @@ bool log_file_find(log_file *f, const char *option, const char *path, const char
 bool log_files_differ(const log_file *a, const log_file *b, error *e);
 
 // Moves an earlier run's file aside where the run is new (step 0), else cuts off what came after `at`:
-// from the first line on that is not LINE_BEFORE, or that a crash cut short. False, with a line in e
-// and the file as it was, if a line is LINE_TOO_LATE, or the file cannot be read to its end.
+// from the first line on that is not LINE_BEFORE, or that a crash cut short. Where only one line is
+// LINE_BEFORE, nothing tells whose the others are: they are moved aside, too. False, with a line in e
+// and the file as it was, if the lines before are not those of f->written, if one is LINE_TOO_LATE, or if
+// the file cannot be read to its end.
 bool log_file_begin(log_file *f, const position *at, place_line *place, error *e);
 
 // After each line. False, with a line in e, if it could not be written; the stream is closed then.

@@ -16,7 +16,7 @@ enum { LINE_EVERY = 100 }; // batches, as the recipe's notebook does
 // How a log and a trace begin.
 static const char csv_headings[] =
     "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n";
-static const char trace_beginning[] = "{\"trace\":1,";
+static const char trace_beginning[] = "{\"trace\":2,";
 
 double clock_seconds(void) {
   struct timespec now;
@@ -61,15 +61,12 @@ static void print_json_string(FILE *out, const char *text) {
   fputc('"', out);
 }
 
-static void trace_run(FILE *out, const options *o, const dataset *data, const char *device) {
+// What stays as it is for the whole run. What a resumed run may change stands in each step.
+static void trace_run(FILE *out, const options *o, const dataset *data) {
   fprintf(out, "%s\"data\":", trace_beginning);
   print_json_string(out, o->data);
-  fprintf(out,
-          ",\"seed\":%llu,\"width\":%d,\"batch\":%d,\"train_images\":%d,\"test_images\":%d,"
-          "\"lr\":%.17g,\"momentum\":%.17g,\"weight_decay\":%.17g,\"mixup_alpha\":%.17g,"
-          "\"smoothing\":%.17g,\"device\":\"%s\"}\n",
-          (unsigned long long)o->seed, o->width, o->batch, data->train_count, data->test_count,
-          o->lr, o->momentum, o->weight_decay, o->mixup_alpha, o->smoothing, device);
+  fprintf(out, ",\"seed\":%llu,\"width\":%d,\"batch\":%d,\"train_images\":%d,\"test_images\":%d}\n",
+          (unsigned long long)o->seed, o->width, o->batch, data->train_count, data->test_count);
 }
 
 // How wide a line of the screen is; 0 where the output goes elsewhere.
@@ -80,7 +77,7 @@ static int terminal_columns(void) {
 }
 
 bool report_find(report *r, const options *o, error *e) {
-  *r = (report){.columns = terminal_columns()};
+  r->columns = terminal_columns();
   const bool ok =
       (!o->log[0] || log_file_find(&r->log, "--log", o->log, csv_headings, o, e)) &&
       (!o->trace[0] || log_file_find(&r->trace, "--trace", o->trace, trace_beginning, o, e)) &&
@@ -91,12 +88,13 @@ bool report_find(report *r, const options *o, error *e) {
 
 bool report_begin(report *r, const options *o, const dataset *data, const char *device,
                   const position *at, error *e) {
+  r->device = device;
   r->begun = clock_seconds();
   r->begun_step = at->step;
   const bool ok = (!o->log[0] || log_file_begin(&r->log, at, place_row, e)) &&
                   (!o->trace[0] || log_file_begin(&r->trace, at, place_record, e));
   if (ok && r->log.is_empty) fputs(csv_headings, r->log.stream);
-  if (ok && r->trace.is_empty) trace_run(r->trace.stream, o, data, device);
+  if (ok && r->trace.is_empty) trace_run(r->trace.stream, o, data);
   return ok && log_file_written(&r->log, e) && log_file_written(&r->trace, e);
 }
 
@@ -128,11 +126,15 @@ void report_recipe(const options *o) {
 
 // -- Steps ----------------------------------------------------------------------------------------------
 
-static void trace_step(FILE *out, const position *at, const drawn_batch *batch,
-                       const step_result *result) {
+static void trace_step(const report *r, const options *o, const position *at,
+                       const drawn_batch *batch, const step_result *result) {
   const sample *samples = batch->samples;
-  fprintf(out, "{\"epoch\":%d,\"step\":%lld,\"lr\":%.9g,\"lambda\":%.9g,\"index\":[", at->epoch,
-          (long long)at->step, batch->learning_rate, batch->lambda);
+  FILE *out = r->trace.stream;
+  fprintf(out,
+          "{\"epoch\":%d,\"step\":%lld,\"device\":\"%s\",\"lr\":%.9g,\"momentum\":%.17g,"
+          "\"weight_decay\":%.17g,\"smoothing\":%.17g,\"lambda\":%.9g,\"index\":[",
+          at->epoch, (long long)at->step, r->device, batch->learning_rate, o->momentum,
+          o->weight_decay, o->smoothing, batch->lambda);
   for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].image);
   fprintf(out, "],\"partner\":[");
   for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].partner);
@@ -165,7 +167,7 @@ bool report_step(report *r, const options *o, const dataset *data, const positio
                  const drawn_batch *batch, const step_result *result, error *e) {
   const int steps = (data->train_count + o->batch - 1) / o->batch;
   r->images += batch->count;
-  if (r->trace.stream) trace_step(r->trace.stream, at, batch, result);
+  if (r->trace.stream) trace_step(r, o, at, batch, result);
   if (!log_file_written(&r->trace, e)) return false;
   if ((at->step_in_epoch - 1) % LINE_EVERY == 0) {
     clear_progress(r);
@@ -182,6 +184,7 @@ bool report_epoch(report *r, const options *o, const dataset *data, const positi
                   const score *test, error *e) {
   const double images = (double)at->images;
   const double rate = learning_rate_of(o, at->epoch);
+  const uint64_t before_row = r->log.written;
   clear_progress(r);
   printf("epoch %3d  train accuracy %6.2f %%  loss %.4f   test accuracy %6.2f %%  loss %.4f   "
          "lr %g  %.1f s  %.0f images/s\n",
@@ -192,13 +195,16 @@ bool report_epoch(report *r, const options *o, const dataset *data, const positi
     fprintf(r->log.stream, "%d,%.9g,%.9g,%.9g,%.9g,%.9g,%.9g,%.3f,%s\n", at->epoch, rate,
             at->loss / images, at->correct / images, test->loss, test->accuracy, test->nll,
             at->seconds, report_kind_of_data(data));
+  if (!log_file_written(&r->log, e)) return false;
   if (r->trace.stream)
     fprintf(r->trace.stream,
             "{\"epoch\":%d,\"train_loss\":%.17g,\"train_accuracy\":%.17g,\"test_loss\":%.17g,"
             "\"test_accuracy\":%.17g,\"seconds\":%.3f}\n",
             at->epoch, at->loss / images, at->correct / images, test->loss, test->accuracy,
             at->seconds);
-  return log_file_written(&r->log, e) && log_file_written(&r->trace, e);
+  if (log_file_written(&r->trace, e)) return true;
+  r->log.written = before_row; // a resumed run cuts the row off, and writes both lines
+  return false;
 }
 
 // -- The end of a run -----------------------------------------------------------------------------

@@ -6,7 +6,8 @@
 // the recipe's criterion, against smoothed labels; test_nll is the same with smoothing 0.
 //
 // The trace is a line of JSON for the run, for each step, and for each epoch; see report.c. Its
-// steps count from 1 over the whole run, its epochs from 0.
+// steps count from 1 over the whole run, its epochs from 0. Each step has the settings it was done with,
+// since a resumed run may change them.
 #ifndef REPORT_H
 #define REPORT_H
 
@@ -17,7 +18,9 @@
 #include "progress.h"
 
 typedef struct {
-  log_file log, trace; // without a stream where not asked for
+  log_file log, trace; // without a stream where not asked for; log.written and trace.written: kept
+                       // with the checkpoint, and to be there before report_find
+  const char *device;  // on which this process trains
   int columns;         // of the terminal; 0: the screen is none, so no progress line is kept
   bool progress_shown;
   double begun;       // when this process began to train, in clock_seconds(), and

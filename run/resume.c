@@ -12,11 +12,30 @@
 #include <inttypes.h>
 #include <string.h>
 
-// A resumed run has to see the same data; its fingerprint is kept under this name.
-static const char data_key[] = "data";
+// A resumed run has to see the same data, and to go on with its own log and trace: these fingerprints are
+// kept with the checkpoint. A log that the run was resumed without keeps the one it had.
+static const char data_key[] = "data", log_key[] = "log", trace_key[] = "trace";
+static const char kind_key[] = "kind_of_data"; // for the line that says which data is missing
+enum { FURTHER_VALUES = 4 };
 
-static void print_fingerprint(const trainer *t, char text[METADATA_VALUE]) {
-  snprintf(text, METADATA_VALUE, "%016" PRIx64, t->data.fingerprint);
+static metadata text_to_metadata(const char *key, const char *text) {
+  metadata m;
+  snprintf(m.key, sizeof m.key, "%s", key);
+  snprintf(m.value, sizeof m.value, "%s", text);
+  return m;
+}
+
+static metadata fingerprint_to_metadata(const char *key, uint64_t value) {
+  char text[17];
+  snprintf(text, sizeof text, "%016" PRIx64, value);
+  return text_to_metadata(key, text);
+}
+
+// 0: the file says nothing of it.
+static uint64_t fingerprint_from_metadata(const safetensors *resume, const char *key) {
+  uint64_t value = 0;
+  const char *text = safetensors_value(resume, key);
+  return text && sscanf(text, "%16" SCNx64, &value) == 1 ? value : 0;
 }
 
 bool load_weights(trainer *t, const char *path, error *e) {
@@ -26,7 +45,7 @@ bool load_weights(trainer *t, const char *path, error *e) {
 }
 
 bool save_as(trainer *t, const char *name, error *e) {
-  metadata state[SAVED_OPTIONS + POSITION_VALUES + 1];
+  metadata state[SAVED_OPTIONS + POSITION_VALUES + FURTHER_VALUES];
   const char *bad = network_bad_tensor(&t->network);
   if (bad)
     return fail(e, "%s is not finite after step %lld: not saved%s; try a smaller --lr", bad,
@@ -34,8 +53,10 @@ bool save_as(trainer *t, const char *name, error *e) {
   if (!report_sync(&t->report, e)) return false; // before the state that says they are written
   int count = options_to_metadata(&t->options, state);
   count += position_to_metadata(&t->at, state + count);
-  snprintf(state[count].key, sizeof state[count].key, "%s", data_key);
-  print_fingerprint(t, state[count++].value);
+  state[count++] = fingerprint_to_metadata(data_key, t->data.fingerprint);
+  state[count++] = fingerprint_to_metadata(log_key, t->report.log.written);
+  state[count++] = fingerprint_to_metadata(trace_key, t->report.trace.written);
+  state[count++] = text_to_metadata(kind_key, report_kind_of_data(&t->data));
   return checkpoint_save(&t->network, t->options.checkpoint, name, state, count, e);
 }
 
@@ -84,15 +105,19 @@ bool read_resume(trainer *t, safetensors *resume, error *e) {
 }
 
 bool resume_run(trainer *t, const safetensors *resume, error *e) {
-  char now[METADATA_VALUE];
-  const char *saved = safetensors_value(resume, data_key);
-  print_fingerprint(t, now);
-  if (!saved || strcmp(saved, now))
-    return fail(e, "%s: not the data that this run was begun with", t->options.data);
+  if (fingerprint_from_metadata(resume, data_key) != t->data.fingerprint) {
+    const char *kind = safetensors_value(resume, kind_key);
+    return fail(e,
+                "%s: %s data, and not the same that this run was begun with%s%s; give its --data",
+                t->options.data, report_kind_of_data(&t->data), kind ? ", which is " : "",
+                kind ? kind : "");
+  }
   if (!is_within_its_epoch(t, e) ||
       !checkpoint_resume(&t->network, t->options.checkpoint, resume, e))
     return false;
   t->saved = true;
+  t->report.log.written = fingerprint_from_metadata(resume, log_key);
+  t->report.trace.written = fingerprint_from_metadata(resume, trace_key);
   printf("resumed    after step %lld, ", (long long)t->at.step);
   if (t->at.epoch < t->options.epochs)
     printf("in epoch %d of 0 to %d\n", t->at.epoch, t->options.epochs - 1);

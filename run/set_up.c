@@ -13,10 +13,13 @@ bool take_width_from(const char *path, options *o, error *e) {
   safetensors s;
   if (!path[0] || options_given(o, "width")) return true;
   if (!safetensors_read(path, &s, e)) return false;
+  char text[16];
   const int width = checkpoint_width(&s);
-  if (width) o->width = width;
   safetensors_free(&s);
-  return true;
+  snprintf(text, sizeof text, "%d", width);
+  return !width || options_set(o, "width", text) ||
+         fail(e, "%s: a network of width %d; this program's are multiples of 8 up to %d", path,
+              width, MOST_WIDTH);
 }
 
 // How much memory there is, and where: the device's; else the machine's, or what a container leaves of it. (Linux'

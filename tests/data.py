@@ -15,6 +15,7 @@ Prints a line a check, then the counts; exit status 1 if any check failed.
 
 import concurrent.futures
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import http.server
@@ -683,6 +684,25 @@ def _(place):
     names = [path.name for path in (place.root / "shapes").iterdir()]
     assert "test_batch.bin" not in names, "two sets' files, and it looks whole"
     assert not [name for name in names if name.endswith(".tmp")], names
+
+
+@check("two stand-in sets at once in one directory: the second waits, and one of them is whole")
+def _(place):
+    place.root.joinpath("shapes").mkdir()
+    held = os.open(place.root / "shapes", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert "waiting for another" in shapes(place, kill_after=2)[1], "it does not wait"
+    assert not contents(place), "it wrote into a directory that another works in"
+    os.close(held)
+    wholes = []
+    for seed in "1", "2":
+        assert shapes(place, "--seed", seed, directory=seed)[0] == 0
+        wholes.append(contents(place, seed))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        runs = [pool.submit(shapes, place, "--seed", seed) for seed in "1212"]
+        statuses = [run.result()[0] for run in runs]
+    assert statuses == [0] * 4, statuses
+    assert contents(place) in wholes, "a mixture of two sets"
 
 
 @check("make data/stand-in: made anew where it was interrupted, left alone where it is whole")

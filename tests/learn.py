@@ -68,20 +68,21 @@ def follow(arguments):
     test = [t[: settings["test_images"]] for t in read_cifar(directory, TEST_FILES)]
     model = ResNet18(settings["width"]).to(memory_format=torch.channels_last)  # faster on a CPU
     model.load_state_dict(load_file(arguments.init), strict=True)
-    optimiser, rows = make_optimiser(model, {**settings, "lr": lines[0]["lr"]}), []
+    optimiser, rows = make_optimiser(model, lines[0]), []
     if arguments.state and arguments.state.exists():
         kept = torch.load(arguments.state)
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         rows = kept["rows"]
-    print(f"(./train on {settings['device']}, PyTorch in float32)")
+    print(f"(./train on {lines[0]['device']}, PyTorch in float32)")
     print("epoch  training loss: ./train PyTorch  test accuracy, %: ./train PyTorch")
     for epoch, (steps, line) in enumerate(epochs_of(lines)):
         if epoch >= len(rows):
             losses = []
             for step in steps:
-                optimiser.param_groups[0]["lr"] = step["lr"]
-                losses += [train_step(model, optimiser, *train, step, settings["smoothing"])[1]]
+                for name in ("lr", "momentum", "weight_decay"):
+                    optimiser.param_groups[0][name] = step[name]
+                losses += [train_step(model, optimiser, *train, step, step["smoothing"])[1]]
             ours = mean_loss(steps, [step["loss"] for step in steps])
             tests = [100 * line["test_accuracy"], 100 * accuracy(model, *test)]
             rows.append([ours, mean_loss(steps, losses), *tests])

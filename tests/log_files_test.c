@@ -69,9 +69,11 @@ static const char *text_of(const char *name) {
   return text;
 }
 
-// Opens the log of a run that goes on in epoch 2.
+// Opens the log of a run that goes on in epoch 2, and wrote the rows before it.
 static bool go_on(log_file *f, error *e) {
+  static const char own[] = "epoch\n0,a\n1,b\n";
   const position at = {.epoch = 2, .step = 20};
+  f->written = fingerprint(FINGERPRINT_OF_NOTHING, own, strlen(own));
   return log_file_find(f, "--log", path, headings, &run, e) && log_file_begin(f, &at, place, e);
 }
 
@@ -83,7 +85,7 @@ static void write_rows(void) {
 
 static void test_going_on(void) {
   error e = {""};
-  log_file f;
+  log_file f = {0};
   write_rows();
   check(go_on(&f, &e) && !f.is_empty, "a log goes on %s", e.text);
   fputs("2,new\n", f.stream);
@@ -93,6 +95,67 @@ static void test_going_on(void) {
   scratch_write(path, "epo", 3);
   check(go_on(&f, &e) && f.is_empty, "one that a crash cut in its first line begins anew %s",
         e.text);
+  check(f.written == FINGERPRINT_OF_NOTHING, "and nothing is written to it so far");
+  log_file_close(&f);
+}
+
+// What a checkpoint keeps of a log is what is in the file, however its lines came there.
+static void test_fingerprint(void) {
+  const position next = {.epoch = 3, .step = 30};
+  error e = {""};
+  log_file f = {0};
+  write_rows();
+  if (!check(go_on(&f, &e), "a log goes on %s", e.text)) return;
+  fputs("2,a long", f.stream);
+  fputs(" row\n", f.stream);
+  check(log_file_written(&f, &e) && log_file_written(&f, &e), "a row in two parts %s", e.text);
+  fputs("2,d\n", f.stream);
+  check(log_file_written(&f, &e), "a shorter one %s", e.text);
+  const char *text = text_of(path);
+  check(!strcmp(text, "epoch\n0,a\n1,b\n2,a long row\n2,d\n"), "each is there once: %s", text);
+  check(f.written == fingerprint(FINGERPRINT_OF_NOTHING, text, strlen(text)),
+        "and what was written is the file's fingerprint");
+  const uint64_t written = f.written;
+  log_file_close(&f);
+  f.written = written;
+  check(log_file_find(&f, "--log", path, headings, &run, &e) &&
+            log_file_begin(&f, &next, place, &e) && f.written == written,
+        "so that a run goes on with it %s", e.text);
+  log_file_close(&f);
+}
+
+// Rows of another run, of the same epochs.
+static void test_another_runs_rows(void) {
+  static const char *const others[] = {"epoch\n0,a\n1,c\n2,c\n", "epoch\n0,a\n",
+                                       "epoch\n0,a\n1,b\n1,b\n"};
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+    error e = {""};
+    log_file f = {0};
+    scratch_write(path, others[i], strlen(others[i]));
+    const bool ok = go_on(&f, &e);
+    log_file_close(&f);
+    check_refused(ok, &e, "a log with other rows before the checkpoint", path, "does not hold");
+    check(!strcmp(text_of(path), others[i]), "and it stays as it was: %zu", i);
+  }
+}
+
+// Headings alone do not say whose the rows behind them are, and a crash may have left them.
+static void test_rows_of_whom(void) {
+  static const char rows_behind[] = "epoch\n2,x\n2,y";
+  char aside[310];
+  error e = {""};
+  log_file f = {0};
+  snprintf(aside, sizeof aside, "%s.1", path);
+  scratch_write(path, rows_behind, strlen(rows_behind));
+  check(go_on(&f, &e) && f.is_empty && !strcmp(text_of(aside), rows_behind),
+        "a log without a row before the checkpoint, but with one behind, is moved aside %s",
+        e.text);
+  log_file_close(&f);
+  remove(aside);
+  scratch_write(path, headings, strlen(headings));
+  check(go_on(&f, &e) && !f.is_empty && !file_exists(aside) &&
+            f.written == fingerprint(FINGERPRINT_OF_NOTHING, headings, strlen(headings)),
+        "headings alone are gone on with %s", e.text);
   log_file_close(&f);
 }
 
@@ -100,7 +163,7 @@ static void test_going_on(void) {
 static void test_read_error(void) {
   for (int at = 0; at <= 4; at++) {
     error e = {""};
-    log_file f;
+    log_file f = {0};
     write_rows();
     disk.reads = at;
     const bool ok = go_on(&f, &e);
@@ -115,7 +178,7 @@ static void test_read_error(void) {
 static void test_another_runs(void) {
   static const char more[] = "epoch\n0,a\n1,b\n2,c\n3,d\n4,";
   error e = {""};
-  log_file f;
+  log_file f = {0};
   scratch_write(path, more, strlen(more));
   const bool ok = go_on(&f, &e);
   log_file_close(&f);
@@ -126,7 +189,7 @@ static void test_another_runs(void) {
 
 static void test_truncate_error(void) {
   error e = {""};
-  log_file f;
+  log_file f = {0};
   write_rows();
   disk.truncate = true;
   const bool ok = go_on(&f, &e);
@@ -138,7 +201,7 @@ static void test_truncate_error(void) {
 
 static void test_sync(void) {
   error e = {""};
-  log_file f;
+  log_file f = {0};
   write_rows();
   if (!check(go_on(&f, &e), "a log goes on %s", e.text)) return;
   fputs("2,c\n", f.stream);
@@ -158,7 +221,7 @@ static void test_sync(void) {
 static void test_write_error(void) {
   const position beginning = {0};
   error e = {""};
-  log_file f;
+  log_file f = {0};
   if (access("/dev/full", W_OK) != 0) {
     printf("skip a full disk: no /dev/full here\n");
     return;
@@ -175,7 +238,7 @@ static void test_write_error(void) {
 // A new run's file that was opened, and then not needed.
 static void test_left_empty(void) {
   error e = {""};
-  log_file f;
+  log_file f = {0};
   remove(path);
   check(log_file_find(&f, "--log", path, headings, &run, &e) && file_exists(path), "opened %s",
         e.text);
@@ -189,7 +252,7 @@ static void test_names_of_checkpoint(void) {
       CHECKPOINT_NAME ".safetensors", CHECKPOINT_NAME ".resume.safetensors.new",
       KEPT_NAME "000200.safetensors", KEPT_NAME "1234567.resume.safetensors", ".lock"};
   error e = {""};
-  log_file f;
+  log_file f = {0};
   snprintf(run.checkpoint, sizeof run.checkpoint, "%s", scratch_directory);
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     const bool found = log_file_find(&f, "--log", scratch_path(names[i]), headings, &run, &e);
@@ -211,6 +274,9 @@ int main(void) {
   scratch_make();
   snprintf(path, sizeof path, "%s", scratch_path("log.csv"));
   test_going_on();
+  test_fingerprint();
+  test_another_runs_rows();
+  test_rows_of_whom();
   test_read_error();
   test_another_runs();
   test_truncate_error();

@@ -148,23 +148,23 @@ def round_model(model):
             m.register_forward_hook(lambda _, inputs, output: Round.apply(output))
 
 
-def torch_model(state, settings, rounded=False):
-    model = ResNet18(settings["width"])
+def torch_model(state, width, rounded=False):
+    model = ResNet18(width)
     model.load_state_dict({**state["weights"], **state["statistics"]})
     if rounded:
         round_model(model)
     return model
 
 
-def torch_step(before, step, settings, data, memory_format=torch.contiguous_format, edge=None,
+def torch_step(before, step, width, data, memory_format=torch.contiguous_format, edge=None,
                rounded=False):
     """Step by PyTorch from that state -> the state after it, logits, loss, correct."""
-    model = torch_model(before, settings, rounded).to(memory_format=memory_format)
+    model = torch_model(before, width, rounded).to(memory_format=memory_format)
     for module in model.modules():
         if edge and hasattr(module, "relu"):
             module.relu = EdgeReLU(edge)
-    optimiser = make_optimiser(model, {**settings, "lr": step["lr"]}, before["momentum"])
-    outcome = train_step(model, optimiser, *data, step, settings["smoothing"])
+    optimiser = make_optimiser(model, step, before["momentum"])
+    outcome = train_step(model, optimiser, *data, step, step["smoothing"])
     momentum = {n: v.contiguous() for n, v in read_momentum(model, optimiser).items()}
     return state_of(model, momentum), *outcome
 
@@ -251,14 +251,14 @@ def near_ties(logits, other):
     return (top[:, 0] - top[:, 1] < max(TIE * logits.abs().max(), edge)).sum().item()
 
 
-def compare_step(record, step, settings, data, before, ours):
+def compare_step(record, step, width, data, before, ours):
     label = f"step {step['step']}"
-    torchs, logits, loss, correct = torch_step(before, step, settings, data)
+    torchs, logits, loss, correct = torch_step(before, step, width, data)
     other, other_logits, other_loss, _ = torch_step(
-        before, step, settings, data, torch.channels_last, rounded=record.bf16
+        before, step, width, data, torch.channels_last, rounded=record.bf16
     )
     variants = [other] + [
-        torch_step(before, step, settings, data, edge=edge)[0] for edge in (-EDGE, EDGE)
+        torch_step(before, step, width, data, edge=edge)[0] for edge in (-EDGE, EDGE)
     ]
     error, yardstick = abs(step["loss"] - loss) / loss, abs(other_loss - loss) / loss
     record.note("loss", error, yardstick, label)
@@ -272,16 +272,15 @@ def compare_step(record, step, settings, data, before, ours):
     record.demand(same, f"correct of {label}: {step['correct']:.6f}, PyTorch {correct:.6f}")
 
 
-def compare_epoch(record, line, settings, test, state):
-    """test_loss and test_accuracy of an epoch's line against PyTorch in evaluation mode."""
+def compare_epoch(record, line, step, width, test, state):
+    """test_loss and test_accuracy of an epoch's line against PyTorch in evaluation mode; `step` is its last."""
     images, labels = test
 
-
     def evaluate(rounded):
-        model = torch_model(state, settings, rounded).eval()
+        model = torch_model(state, width, rounded).eval()
         with torch.no_grad():
             logits = torch.cat([model(batch.float() / 255) for batch in images.split(100)])
-        return logits, smoothed_cross_entropy(logits, labels.long(), settings["smoothing"]).item()
+        return logits, smoothed_cross_entropy(logits, labels.long(), step["smoothing"]).item()
 
     logits, loss = evaluate(False)
     other, other_loss = evaluate(True) if record.bf16 else (logits, loss)
@@ -313,21 +312,21 @@ def replay(arguments):
     directory, folder = arguments.data or settings["data"], arguments.checkpoints
     data = [t[: settings["train_images"]] for t in read_cifar(directory, TRAIN_FILES)]
     test = [t[: settings["test_images"]] for t in read_cifar(directory, TEST_FILES)]
-    record, replayed, number, after = Record(), 0, 0, None
-    record.bf16 = settings["device"] in BF16
+    record, replayed, number, after, width = Record(), 0, 0, None, settings["width"]
     for line in lines:
         if "test_loss" in line:
             if after:
-                compare_epoch(record, line, settings, test, after)
+                compare_epoch(record, line, step, width, test, after)
             continue
         if replayed == arguments.steps:
             break
         before = after if line["step"] == number + 1 else None
-        number = line["step"]
-        before = before or load_state(folder, number - 1, arguments.init, settings["width"])
-        after = load_state(folder, number, None, settings["width"])
+        step, number = line, line["step"]
+        record.bf16 = step["device"] in BF16
+        before = before or load_state(folder, number - 1, arguments.init, width)
+        after = load_state(folder, number, None, width)
         if before and after:
-            compare_step(record, line, settings, data, before, after)
+            compare_step(record, step, width, data, before, after)
             replayed += 1
     compare_losses(record)
     record.demand(replayed > 0, "nothing was compared: no two states in a row (--keep-every 1)")

@@ -496,6 +496,26 @@ for impossible in 's/"correct":"0/"correct":"9/' 's/"step_in_epoch":"0/"step_in_
   sed "$impossible" kept/resnet18_cifar10.resume.safetensors >damaged/resnet18_cifar10.resume.safetensors
   refuse 1 'names a step that cannot be' $on_cpu --checkpoint damaged --resume --epochs 9
 done
+# Another run's log and trace, which fit the checkpoint as far as epochs go: kept has one, theirs a second.
+"$train" $small --epochs 1 --checkpoint first --log theirs.csv --trace theirs.jsonl >/dev/null
+"$train" $small --epochs 2 --milestones none --checkpoint second --log theirs.csv --trace theirs.jsonl >/dev/null
+cp theirs.csv theirs.csv.copy && cp theirs.jsonl theirs.jsonl.copy
+for run in first kept; do
+  refuse 1 'theirs.csv: does not hold what the run of this checkpoint wrote, .*; give another --log' $on_cpu --checkpoint $run --epochs 2 --resume --log theirs.csv
+done
+refuse 1 'theirs.jsonl: does not hold .*; give another --trace' $on_cpu --checkpoint first --epochs 2 --resume --trace theirs.jsonl
+cmp -s theirs.csv theirs.csv.copy && cmp -s theirs.jsonl theirs.jsonl.copy
+check "another run's log and trace are not gone on with" $?
+"$train" $on_cpu --checkpoint first --epochs 2 --resume >/dev/null &&
+  "$train" $on_cpu --checkpoint first --epochs 3 --resume --log theirs.csv.1 --trace theirs.jsonl.1 --momentum 0.5 --smoothing 0.25 >/dev/null
+[ $? -eq 0 ] && [ "$(cut -d, -f1 theirs.csv.1 | tr '\n' ' ')" = 'epoch 0 2 ' ] && [ "$(grep -c '"momentum":0.5,.*"smoothing":0.25,' theirs.jsonl.1)" -eq 5 ]
+check "its own it goes on with after epochs without one, and each step's settings are in the trace" $?
+# In a run's first epoch its log holds no row that could tell.
+"$train" $small --epochs 1 --train-images 32 --checkpoint third --log third.csv --keep-every 1 >/dev/null
+for kind in '' resume.; do mv third/step-000001.${kind}safetensors third/resnet18_cifar10.${kind}safetensors; done
+cp third.csv third.csv.copy && "$train" $on_cpu --checkpoint third --resume --log third.csv >third.out &&
+  cmp -s third.csv.copy third.csv.1 && cmp -s <(rows third.csv) <(rows third.csv.1) && grep -qx 'third.csv: what stood there is now third.csv.1' third.out
+check "a row behind a checkpoint of the first epoch may be another run's, and is moved aside" $?
 cp "$(weights a)" nan.safetensors
 printf '\0\0\300\177' | # a NaN, as the first number behind the header
   dd of=nan.safetensors bs=1 seek=$(($(od -An -t u8 -N 8 nan.safetensors) + 8)) conv=notrunc 2>/dev/null
@@ -504,8 +524,11 @@ refuse 1 'conv1.weight is not finite' $on_cpu --init nan.safetensors --checkpoin
 refuse 1 'not a safetensors file' $on_cpu --eval a.csv
 refuse 1 'has no tensor' $on_cpu --eval kept/step-000002.resume.safetensors
 refuse 1 'shape' $on_cpu --width 16 --eval "$(weights a)"
+header='{"conv1.weight":{"dtype":"F32","shape":[12,3,3,3],"data_offsets":[0,1296]}}   '
+(printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header" && head -c 1296 /dev/zero) >twelve.safetensors
+refuse 1 'twelve.safetensors: a network of width 12; .* multiples of 8 up to' $on_cpu --eval twelve.safetensors
 "$shapes" --seed 8 --train 150 --test 100 other.data >/dev/null
-refuse 1 'not the data' --data other.data --checkpoint kept --resume
+refuse 1 'other.data: stand-in data, and not the same that this run was begun with, which is stand-in; give its --data' --data other.data --checkpoint kept --resume
 refuse 1 'cannot change in its middle' $on_cpu --checkpoint kept --resume --test-images 50
 head -c 3000 data/data_batch_2.bin >short && cp -r data cut && mv short cut/data_batch_2.bin
 refuse 1 'cut/data_batch_2.bin: wrong size' --data cut --width 8
@@ -528,7 +551,7 @@ check "an option stands above its preset, and the later of two presets holds" $?
 one="$on_cpu --width 8 --train-images 64 --test-images 2 --milestones none --epochs 1 --checkpoint one"
 "$train" $one --log one.csv --trace one.jsonl >/dev/null
 "$train" $one --log one.csv --trace one.jsonl >one.out
-grep -qx 'one.csv: the earlier run.s is now one.csv.1' one.out && grep -q 'one.jsonl.1$' one.out && cmp -s <(rows one.csv) <(rows one.csv.1)
+grep -qx 'one.csv: what stood there is now one.csv.1' one.out && grep -q 'one.jsonl.1$' one.out && cmp -s <(rows one.csv) <(rows one.csv.1)
 check "a new run moves an earlier run's log and trace aside, and says so" $?
 ln -s one.csv link.csv && "$train" $one --log link.csv >one.out && [ -h link.csv ] && [ -e one.csv.2 ] && [ "$(wc -l <one.csv)" -eq 2 ] &&
   grep -q '^link.csv: .* now .*/one.csv.2$' one.out
@@ -567,30 +590,36 @@ check "with standard output closed nothing is printed into a log" $?
 [ "$(grep -c '^0,' shared.out)" -eq 1 ] && grep -q '^done' shared.out && grep -q '^epoch,lr' shared.out && grep -q '^recipe' shared.out
 check "a log that is standard output stands among its lines" $?
 
-# Two files that cannot grow: filled up to 10 bytes below \`ulimit -f\`, by a row that is all blanks. The
-# limit lets a checkpoint through, but no row.
-fill() { printf "%-$((2000 * 1024 - 10 - $(wc -c <"$1") - 1))s\\n" "$2" >>"$1"; }
-"$train" $one --checkpoint full --log full.csv --trace full.jsonl >/dev/null
-"$train" $one --epochs 2 --checkpoint full.whole --log full.whole.csv --trace full.whole.jsonl >/dev/null
-cp full.csv full.csv.copy && fill full.csv 0,
-(ulimit -f 2000; "$train" $one --checkpoint full --log full.csv --trace full.jsonl --resume --epochs 2 >/dev/null 2>full.err)
-[ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q '^train: full.csv: could not be written: File too large; the run is saved' full.err &&
-  [ "$(said_in_resume full step)" -eq 2 ]
+# Two files that cannot grow: filled up to 10 bytes below \`ulimit -f\` by a row that is all blanks, while the
+# plain reference works on the next step. The limit lets a checkpoint through, but no row.
+two="--data data --device reference --width 8 --batch 64 --train-images 64 --test-images 2 --milestones none --epochs 2"
+stop_when_full() { # CHECKPOINT FILE LINES BEGINNING: FILE is filled once it has so many lines
+  for _ in {1..5}; do
+    rm -rf $1 $1.csv $1.jsonl
+    (ulimit -f 2000; exec "$train" $two --checkpoint $1 --log $1.csv --trace $1.jsonl) >/dev/null 2>full.err &
+    wait_for_lines $2 $3 && printf "%-$((2000 * 1024 - 10 - $(wc -c <$2) - 1))s\\n" "$4" >>$2
+    wait $!
+    status=$?
+    [ $status -ne 0 ] && return
+  done
+}
+"$train" $two --checkpoint full.whole --log full.whole.csv --trace full.whole.jsonl >/dev/null
+"$train" $two --epochs 1 --checkpoint full.before >/dev/null
+go_on_with_room() {
+  "$train" $two --checkpoint $1 --log $1.csv --trace $1.jsonl --resume >/dev/null
+  same $1 full.whole && cmp -s <(rows $1.csv) <(rows full.whole.csv) && cmp -s <(lines $1.jsonl) <(lines full.whole.jsonl)
+}
+stop_when_full full full.csv 1 0,
+[ $status -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q '^train: full.csv: could not be written: File too large; the run is saved' full.err &&
+  [ "$(said_in_resume full step)" -eq 1 ]
 check "a row that cannot be written stops the run, which is saved as of its last step" $?
-cp full.csv.copy full.csv # room is made
-cp -r full full.step && cp full.csv step.csv && cp full.jsonl step.jsonl
-"$train" $one --checkpoint full --log full.csv --trace full.jsonl --resume --epochs 2 >/dev/null
-same full full.whole && cmp -s <(rows full.csv) <(rows full.whole.csv) && cmp -s <(lines full.jsonl) <(lines full.whole.jsonl)
+go_on_with_room full
 check "resumed, with room: the same bits, each row of log and trace once" $?
-"$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl >/dev/null
-cp "$(weights full.step)" full.before && cp full.step.jsonl full.step.copy && fill full.step.jsonl '{"epoch":0,'
-(ulimit -f 2000; "$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl --resume --epochs 2 >/dev/null 2>full.err)
-[ $? -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'full.step.jsonl: could not be written: File too large; --resume goes on from the last' full.err &&
-  cmp -s full.before "$(weights full.step)"
+stop_when_full step step.jsonl 3 '{"epoch":1,'
+[ $status -eq 1 ] && [ "$(wc -l <full.err)" -eq 1 ] && grep -q 'step.jsonl: could not be written: File too large; --resume goes on from the last' full.err &&
+  same step full.before
 check "a step's line that cannot be written stops the run; no state without its line is saved" $?
-cp full.step.copy full.step.jsonl
-"$train" $one --checkpoint full.step --log full.step.csv --trace full.step.jsonl --resume --epochs 2 >/dev/null
-same full.step full.whole && cmp -s <(lines full.step.jsonl) <(lines full.whole.jsonl) && cmp -s <(rows full.step.csv) <(rows full.whole.csv)
+go_on_with_room step
 check "resumed, with room: the same bits, each line once" $?
 
 # -- Bad moments ------------------------------------------------------------------------------------

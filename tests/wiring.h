@@ -36,7 +36,7 @@ typedef struct {
 // A line of the trace for a step.
 typedef struct {
   int epoch, step, count;
-  double rate, lambda, loss, correct; // loss: the mean
+  double rate, momentum, weight_decay, smoothing, lambda, loss, correct; // loss: the mean
   sample samples[BATCH_ROOM];
 } record;
 
@@ -169,6 +169,9 @@ static void read_step(trial *t, const char *line) {
   r->epoch = (int)number_of(line, "epoch");
   r->step = (int)number_of(line, "step");
   r->rate = number_of(line, "lr");
+  r->momentum = number_of(line, "momentum");
+  r->weight_decay = number_of(line, "weight_decay");
+  r->smoothing = number_of(line, "smoothing");
   r->lambda = number_of(line, "lambda");
   r->loss = number_of(line, "loss");
   r->correct = number_of(line, "correct");

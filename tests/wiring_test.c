@@ -33,7 +33,7 @@
 // The trace has nine digits of lambda and of the rate: enough for a float.
 static void check_draws(const trial *t) {
   const recipe *r = &t->asked;
-  int wrong[6] = {0};
+  int wrong[7] = {0};
   for (int k = 1; k <= t->steps; k++) {
     const record drawn = draw_step(r, k), *seen = &t->record[k];
     wrong[0] += seen->epoch != drawn.epoch || seen->step != k || seen->count != drawn.count;
@@ -42,6 +42,8 @@ static void check_draws(const trial *t) {
     wrong[3] += !same_partners(seen, &drawn);
     wrong[4] += (float)seen->lambda != (float)drawn.lambda;
     wrong[5] += (float)seen->rate != (float)drawn.rate;
+    wrong[6] += seen->momentum != r->momentum || seen->weight_decay != r->weight_decay ||
+                seen->smoothing != r->smoothing;
   }
   check(t->steps == r->epochs * steps_an_epoch(r) && t->epochs == r->epochs,
         "%s: %d steps in %d epochs", r->name, r->epochs * steps_an_epoch(r), r->epochs);
@@ -51,6 +53,8 @@ static void check_draws(const trial *t) {
   check(!wrong[3], "%s: partners", r->name);
   check(!wrong[4], "%s: lambda", r->name);
   check(!wrong[5], "%s: learning rate, times gamma from each milestone on", r->name);
+  check(!wrong[6], "%s: momentum, weight decay and smoothing, as the trace says of each step",
+        r->name);
 }
 
 // Over all steps: every image once an epoch, every corner, both flips.
@@ -233,11 +237,11 @@ static void check_heading(const trial *t) {
   const struct {
     const char *key;
     double value;
-  } said[] = {{"seed", r->seed},         {"width", r->width},
-              {"batch", r->batch},       {"train_images", r->train_images},
-              {"test_images", TEST},     {"lr", r->lr},
-              {"momentum", r->momentum}, {"weight_decay", r->weight_decay},
-              {"mixup_alpha", r->alpha}, {"smoothing", r->smoothing}};
+  } said[] = {{"seed", r->seed},
+              {"width", r->width},
+              {"batch", r->batch},
+              {"train_images", r->train_images},
+              {"test_images", TEST}};
   for (size_t i = 0; i < sizeof said / sizeof *said; i++)
     check(number_of(t->heading, said[i].key) == said[i].value, "%s: the trace's heading has %s %g",
           r->name, said[i].key, said[i].value);

@@ -37,7 +37,7 @@
 // last, when all others are on the disk under theirs; and that file is what `make` looks for.
 //
 // Checked by `make check`: tests/data.py.
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE // flock
 #include "cifar.h"
 #include "run/files.h"
 #include "run/random.h"
@@ -47,6 +47,7 @@
 #include <math.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 enum { MAX_IMAGES = 1000000, MAX_STROKES = 9 };
@@ -349,12 +350,24 @@ static bool write_file(const options *o, int file, error *e) {
   return ok;
 }
 
+// Two of these programs in one directory would take each other's files. So the second waits, at a lock on the
+// directory that goes with the process. A file system without locks has no such protection.
+static void take_turn(const options *o) {
+  const int directory = open(o->directory, O_RDONLY);
+  if (directory < 0 || flock(directory, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+  printf("waiting for another shapes in %s\n", o->directory);
+  fflush(stdout);
+  while (flock(directory, LOCK_EX) != 0 && errno == EINTR) {}
+}
+
 // No file takes its name before all are written. The marker does so first: a set that a crash left
 // half renamed still counts as one of ours, and can be made again. An earlier set loses its last file
 // before that, so that no mixture of two passes for a whole one.
 static bool write_set(const options *o, error *e) {
   char from[PATH_ROOM], to[PATH_ROOM];
-  if (!directory_make(o->directory, e) || !may_replace(o, e)) return false;
+  if (!directory_make(o->directory, e)) return false;
+  take_turn(o);
+  if (!may_replace(o, e)) return false;
   bool ok = true;
   for (int file = 0; file < ALL_FILES && ok; file++) ok = write_file(o, file, e);
   path_of(o, TEST_FILE, "", to);
