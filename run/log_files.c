@@ -1,5 +1,5 @@
 // run/log_files.c - opening, continuing and writing logs, traces and bins; see run/log_files.h.
-#define _XOPEN_SOURCE 700 // realpath
+#define _DEFAULT_SOURCE // realpath, flock
 #include "log_files.h"
 
 #include "checkpoint.h"
@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -160,6 +161,12 @@ static bool is_this_runs(const log_file *f, const position *at, const contents *
                 "%s: goes on behind epoch %d, where the checkpoint is, so it is another run's or a "
                 "later state's and stays as it is; give another %s",
                 f->path, at->epoch, f->option);
+  if (has_rows(c) && !f->written)
+    return fail(
+        e,
+        "%s: has rows from before the checkpoint, whose run had no %s by then (or is an older "
+        "program's), and stays as it is; give another %s",
+        f->path, f->option, f->option);
   return !has_rows(c) || c->fingerprint == f->written ||
          fail(e,
               "%s: does not hold what the run of this checkpoint wrote, so it is another run's, or "
@@ -184,12 +191,19 @@ static bool set_aside(log_file *f, error *e) {
   return f->handle >= 0 || fail_to_open(f, errno, e);
 }
 
+// A run holds its files until it ends: what another goes on with, it would spoil. To move them aside does no
+// harm. True also where the file system knows no locks.
+static bool hold(const log_file *f, error *e) {
+  return flock(f->handle, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK ||
+         fail(e, "%s: another run is writing to it; give another %s", f->path, f->option);
+}
+
 // Goes on with a file that holds something. The lines behind the checkpoint are cut off in one step: there
 // is no copy that could be cut short, or be lost with its new name. Where no row tells whose they are,
 // they may be another run's, and are kept.
 static bool go_on(log_file *f, const position *at, place_line *place, error *e) {
   contents c;
-  if (!look_into(f, at, place, &c, e) || !is_this_runs(f, at, &c, e)) return false;
+  if (!hold(f, e) || !look_into(f, at, place, &c, e) || !is_this_runs(f, at, &c, e)) return false;
   if (!has_rows(&c) && c.lines_behind) return set_aside(f, e);
   f->written = c.fingerprint;
   return ftruncate(f->handle, c.length) == 0 ||
@@ -216,6 +230,7 @@ static bool begin_file(log_file *f, const position *at, place_line *place, error
   if (fstat(f->handle, &status) != 0) return fail(e, "%s: %s", f->path, strerror(errno));
   f->is_empty = status.st_size == 0;
   if (!f->is_empty) return true;
+  if (!hold(f, e)) return false;
   f->written = FINGERPRINT_OF_NOTHING;
   char *target = realpath(f->path, NULL);
   const bool ok = target ? file_sync_name(target, e) : fail(e, "%s: %s", f->path, strerror(errno));

@@ -7,7 +7,8 @@
 //                                 run cuts off what came after its checkpoint, and appends. But it
 //                                 refuses what another run has written: where the lines before the
 //                                 checkpoint are not those that it wrote itself, or more than an
-//                                 epoch comes behind, which no crash leaves
+//                                 epoch comes behind, which no crash leaves; and what another run
+//                                 is writing now, which holds a lock on it
 //     a pipe (FIFO), a character  is appended to as it is; a pipe that nobody reads is refused, since
 //     device, or what standard    to open it would mean to wait
 //     output is already

@@ -124,6 +124,19 @@ static void test_fingerprint(void) {
   log_file_close(&f);
 }
 
+// Rows before the checkpoint of a run that had no log.
+static void test_rows_of_none(void) {
+  const position at = {.epoch = 2, .step = 20};
+  error e = {""};
+  log_file f = {0};
+  write_rows();
+  const bool ok =
+      log_file_find(&f, "--log", path, headings, &run, &e) && log_file_begin(&f, &at, place, &e);
+  log_file_close(&f);
+  check_refused(ok, &e, "the log of a run that had none", path, "had no --log by then");
+  check(!strcmp(text_of(path), rows), "and it stays as it was");
+}
+
 // Rows of another run, of the same epochs.
 static void test_another_runs_rows(void) {
   static const char *const others[] = {"epoch\n0,a\n1,c\n2,c\n", "epoch\n0,a\n",
@@ -137,6 +150,25 @@ static void test_another_runs_rows(void) {
     check_refused(ok, &e, "a log with other rows before the checkpoint", path, "does not hold");
     check(!strcmp(text_of(path), others[i]), "and it stays as it was: %zu", i);
   }
+}
+
+// A run that another goes on with would find lines between its own.
+static void test_held(void) {
+  const position beginning = {0};
+  error e = {""};
+  log_file f = {0}, second = {0};
+  remove(path);
+  check(log_file_find(&f, "--log", path, headings, &run, &e) &&
+            log_file_begin(&f, &beginning, NULL, &e),
+        "a run begins a log %s", e.text);
+  fputs(headings, f.stream);
+  check(log_file_written(&f, &e), "and writes its headings %s", e.text);
+  check_refused(go_on(&second, &e), &e, "another that would go on with it", path,
+                "another run is writing to it");
+  log_file_close(&second);
+  log_file_close(&f);
+  check(go_on(&f, &e), "once the first has ended it can %s", e.text);
+  log_file_close(&f);
 }
 
 // Headings alone do not say whose the rows behind them are, and a crash may have left them.
@@ -276,6 +308,8 @@ int main(void) {
   test_going_on();
   test_fingerprint();
   test_another_runs_rows();
+  test_rows_of_none();
+  test_held();
   test_rows_of_whom();
   test_read_error();
   test_another_runs();
