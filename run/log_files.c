@@ -149,7 +149,7 @@ static bool look_into(const log_file *f, const position *at, place_line *place, 
   return ok;
 }
 
-// A first line alone tells runs apart as little as none: seconds and losses come after it.
+// The first line is the same for many runs, or for all.
 static bool has_rows(const contents *c) {
   return c->lines_before > 1;
 }

@@ -37,15 +37,13 @@ typedef struct {
   const char *option, *path; // "--log", and where that is
   const char *beginning;     // how each file of this kind begins
   int handle;
-  FILE *
-      stream; // into `lines`; NULL before log_file_begin, after log_file_close and a line that failed
-  char *lines;  // that are not written yet,
-  size_t bytes; // and of how many bytes
-  uint64_t
-      written;   // the fingerprint of what this run wrote to the file (files.h); 0: none is known
-  bool created;  // by log_file_find
-  bool as_it_is; // a pipe, a device, or standard output
-  bool is_empty; // after log_file_begin: the first line has to be written
+  FILE *stream; // NULL before log_file_begin, after log_file_close, and after a line that failed
+  char *lines;  // in memory: where the stream goes until log_file_written
+  size_t bytes; // of them
+  uint64_t written; // fingerprint (files.h) of what this run wrote to the file; 0: not known
+  bool created;     // by log_file_find
+  bool as_it_is;    // a pipe, a device, or standard output
+  bool is_empty;    // after log_file_begin: the first line has to be written
 } log_file;
 
 // Where a line of such a file stands, as seen from a position: before it; behind it, in the same epoch;

@@ -54,6 +54,19 @@ for first, last, rate in ((40, 49, "0.1"), (90, 99, "0.01"), (100, 106, "0.001")
 end
 check "course/experiment.md: the table of the two runs of the recipe" $?
 
+# Its first epochs, and float32's.
+python3 - <<'end'
+import csv
+page = open("course/experiment.md").read()
+files = "both-1/log.csv", "float32/cpu.csv", "float32/pytorch.csv", "notebook.csv"
+runs = [list(csv.DictReader(open("course/results/published/" + f))) for f in files]
+for epoch, rows in enumerate(zip(*runs)):
+    cells = ["%.3f, %.1f" % (float(r["train_loss"]), 100 * float(r["test_accuracy"])) for r in rows]
+    row = " | ".join(["| %d" % epoch, *cells]) + " |\n"
+    assert row in page, row
+end
+check "course/experiment.md: the first epochs in float32" $?
+
 # What JPEG costs, from the logs of the two runs.
 python3 - <<'end'
 import csv
