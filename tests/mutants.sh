@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The check checked: does `make check` notice when the program is wrong?
 #
-#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs a tenth)
+#     tests/mutants.sh [N/M]        all of tests/mutants.txt, or the N-th of M parts (CI runs a sixteenth)
 #     tests/mutants.sh plant TREE FILE WHAT      only plants one, in a tree of sources, for tools/bug.sh;
 #                                   prints its program and operation
 #
