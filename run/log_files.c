@@ -164,13 +164,13 @@ static bool is_this_runs(const log_file *f, const position *at, const contents *
   if (has_rows(c) && !f->written)
     return fail(
         e,
-        "%s: has rows from before the checkpoint, whose run had no %s by then (or is an older "
-        "program's), and stays as it is; give another %s",
+        "%s: has rows from before the checkpoint, whose run had no file for %s by then (or is an "
+        "older program's), and stays as it is; give another %s",
         f->path, f->option, f->option);
   return !has_rows(c) || c->fingerprint == f->written ||
          fail(e,
-              "%s: does not hold what the run of this checkpoint wrote, so it is another run's, or "
-              "was changed, and stays as it is; give another %s",
+              "%s: not what the run of this checkpoint wrote last, so it is another run's or an "
+              "earlier one of its own, or was changed, and stays as it is; give another %s",
               f->path, f->option);
 }
 
@@ -183,12 +183,14 @@ static bool set_aside(log_file *f, error *e) {
   if (!target) return fail(e, "%s: %s", f->path, strerror(errno));
   const char *const paths[] = {target};
   const bool ok = files_set_aside(paths, 1, &number, e);
-  if (ok) printf("%s: what stood there is now %s.%d\n", f->path, target, number);
+  if (ok) {
+    printf("%s: what stood there is now %s.%d\n", f->path, target, number);
+    close(f->handle);
+    f->handle = open(target, O_WRONLY | O_APPEND | O_CREAT | O_EXCL, 0666);
+  }
+  const int why = errno;
   free(target);
-  if (!ok) return false;
-  close(f->handle);
-  f->handle = open(f->path, O_WRONLY | O_APPEND | O_CREAT, 0666);
-  return f->handle >= 0 || fail_to_open(f, errno, e);
+  return ok && (f->handle >= 0 || fail_to_open(f, why, e));
 }
 
 // A run holds its files until it ends: what another goes on with, it would spoil. To move them aside does no
@@ -198,13 +200,28 @@ static bool hold(const log_file *f, error *e) {
          fail(e, "%s: another run is writing to it; give another %s", f->path, f->option);
 }
 
+// Does the name still lead to the file that was opened? Another run may have moved that aside.
+static bool is_still_there(const log_file *f) {
+  struct stat opened, named;
+  return fstat(f->handle, &opened) == 0 && stat(f->path, &named) == 0 && same_file(&opened, &named);
+}
+
+bool log_file_may_go_on(const log_file *f, const position *at, place_line *place, error *e) {
+  contents c;
+  return f->as_it_is ||
+         (hold(f, e) && look_into(f, at, place, &c, e) && is_this_runs(f, at, &c, e));
+}
+
 // Goes on with a file that holds something. The lines behind the checkpoint are cut off in one step: there
-// is no copy that could be cut short, or be lost with its new name. Where no row tells whose they are,
-// they may be another run's, and are kept.
+// is no copy that could be cut short, or be lost with its new name. Where no row before it tells whose they
+// are, or there is only a first line that this run did not write, the file is moved aside.
 static bool go_on(log_file *f, const position *at, place_line *place, error *e) {
   contents c;
   if (!hold(f, e) || !look_into(f, at, place, &c, e) || !is_this_runs(f, at, &c, e)) return false;
-  if (!has_rows(&c) && c.lines_behind) return set_aside(f, e);
+  if (!is_still_there(f))
+    return fail(e, "%s: another file than a moment ago; it stays as it is", f->path);
+  const bool foreign = c.lines_before == 1 && c.fingerprint != f->written;
+  if (foreign || (!has_rows(&c) && c.lines_behind)) return set_aside(f, e);
   f->written = c.fingerprint;
   return ftruncate(f->handle, c.length) == 0 ||
          fail(e, "%s: could not be continued: %s", f->path, strerror(errno));
@@ -275,7 +292,8 @@ bool log_file_sync(log_file *f, error *e) {
 void log_file_close(log_file *f) {
   struct stat status;
   char *target = f->created ? realpath(f->path, NULL) : NULL;
-  if (target && fstat(f->handle, &status) == 0 && status.st_size == 0) unlink(target);
+  if (target && fstat(f->handle, &status) == 0 && status.st_size == 0 && is_still_there(f))
+    unlink(target);
   free(target);
   if (f->stream) fclose(f->stream);
   free(f->lines);

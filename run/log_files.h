@@ -24,7 +24,10 @@
 //     log_file_sync(&log, e)                                   and on the disk
 //
 // How does a run know its own lines? Its checkpoint keeps the fingerprint of all that it had written until
-// then (`written`). Two runs differ in their seconds, if in nothing else.
+// then (`written`). Two runs' logs differ in their seconds, if in nothing else. But runs that share a
+// history, as two that went on from one state, share its lines, and two of the same settings have the same
+// trace of their first epoch: what such a run wrote in the epoch of the checkpoint looks as what a crash
+// leaves there, and is cut off.
 //
 // Checked by `make check`: tests/train_test.sh, and tests/log_files_test.c for what a disk can do.
 #ifndef LOG_FILES_H
@@ -59,11 +62,15 @@ bool log_file_find(log_file *f, const char *option, const char *path, const char
 // False, with a line in e, if the two are the same file.
 bool log_files_differ(const log_file *a, const log_file *b, error *e);
 
+// For a resumed run: true if log_file_begin can go on with what is there. So nothing is changed of a log where
+// the trace beside it is refused. False, with a line in e, if the lines before `at` are not those of
+// f->written, if one is LINE_TOO_LATE, if another run is writing, or if the file cannot be read to its end.
+bool log_file_may_go_on(const log_file *f, const position *at, place_line *place, error *e);
+
 // Moves an earlier run's file aside where the run is new (step 0), else cuts off what came after `at`:
-// from the first line on that is not LINE_BEFORE, or that a crash cut short. Where only one line is
-// LINE_BEFORE, nothing tells whose the others are: they are moved aside, too. False, with a line in e
-// and the file as it was, if the lines before are not those of f->written, if one is LINE_TOO_LATE, or if
-// the file cannot be read to its end.
+// from the first line on that is not LINE_BEFORE, or that a crash cut short. Where only the first line is
+// LINE_BEFORE and others come behind it, or it is not this run's, the file is moved aside, too. False,
+// with a line in e and the file as it was, where log_file_may_go_on is.
 bool log_file_begin(log_file *f, const position *at, place_line *place, error *e);
 
 // After each line. False, with a line in e, if it could not be written; the stream is closed then.
@@ -72,7 +79,7 @@ bool log_file_written(log_file *f, error *e);
 // Has all lines so far reach the disk.
 bool log_file_sync(log_file *f, error *e);
 
-// Removes the file if log_file_find made it and nothing is in it.
+// Removes the file if log_file_find made it, nothing is in it, and its name still leads to it.
 void log_file_close(log_file *f);
 
 #endif

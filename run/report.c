@@ -86,12 +86,19 @@ bool report_find(report *r, const options *o, error *e) {
   return ok;
 }
 
+// Both, before one of them is changed.
+static bool may_go_on(const report *r, const options *o, const position *at, error *e) {
+  return (!o->log[0] || log_file_may_go_on(&r->log, at, place_row, e)) &&
+         (!o->trace[0] || log_file_may_go_on(&r->trace, at, place_record, e));
+}
+
 bool report_begin(report *r, const options *o, const dataset *data, const char *device,
                   const position *at, error *e) {
   r->device = device;
   r->begun = clock_seconds();
   r->begun_step = at->step;
-  const bool ok = (!o->log[0] || log_file_begin(&r->log, at, place_row, e)) &&
+  const bool ok = (at->step == 0 || may_go_on(r, o, at, e)) &&
+                  (!o->log[0] || log_file_begin(&r->log, at, place_row, e)) &&
                   (!o->trace[0] || log_file_begin(&r->trace, at, place_record, e));
   if (ok && r->log.is_empty) fputs(csv_headings, r->log.stream);
   if (ok && r->trace.is_empty) trace_run(r->trace.stream, o, data);

@@ -13,7 +13,7 @@
 #include <string.h>
 
 // A resumed run has to see the same data, and to go on with its own log and trace: these fingerprints are
-// kept with the checkpoint. A log that the run was resumed without keeps the one it had.
+// kept with the checkpoint. A run that is resumed without a log keeps the one of the log it had.
 static const char data_key[] = "data", log_key[] = "log", trace_key[] = "trace";
 static const char kind_key[] = "kind_of_data"; // for the line that says which data is missing
 enum { FURTHER_VALUES = 4 };

@@ -69,12 +69,15 @@ static const char *text_of(const char *name) {
   return text;
 }
 
-// Opens the log of a run that goes on in epoch 2, and wrote the rows before it.
-static bool go_on(log_file *f, error *e) {
-  static const char own[] = "epoch\n0,a\n1,b\n";
+// Opens the log of a run that goes on in epoch 2, and wrote these lines before.
+static bool go_on_after(const char *own, log_file *f, error *e) {
   const position at = {.epoch = 2, .step = 20};
   f->written = fingerprint(FINGERPRINT_OF_NOTHING, own, strlen(own));
   return log_file_find(f, "--log", path, headings, &run, e) && log_file_begin(f, &at, place, e);
+}
+
+static bool go_on(log_file *f, error *e) {
+  return go_on_after("epoch\n0,a\n1,b\n", f, e);
 }
 
 static void write_rows(void) {
@@ -133,7 +136,7 @@ static void test_rows_of_none(void) {
   const bool ok =
       log_file_find(&f, "--log", path, headings, &run, &e) && log_file_begin(&f, &at, place, &e);
   log_file_close(&f);
-  check_refused(ok, &e, "the log of a run that had none", path, "had no --log by then");
+  check_refused(ok, &e, "the log of a run that had none", path, "had no file for --log by then");
   check(!strcmp(text_of(path), rows), "and it stays as it was");
 }
 
@@ -147,7 +150,7 @@ static void test_another_runs_rows(void) {
     scratch_write(path, others[i], strlen(others[i]));
     const bool ok = go_on(&f, &e);
     log_file_close(&f);
-    check_refused(ok, &e, "a log with other rows before the checkpoint", path, "does not hold");
+    check_refused(ok, &e, "a log with other rows before the checkpoint", path, "not what the run");
     check(!strcmp(text_of(path), others[i]), "and it stays as it was: %zu", i);
   }
 }
@@ -167,11 +170,12 @@ static void test_held(void) {
                 "another run is writing to it");
   log_file_close(&second);
   log_file_close(&f);
-  check(go_on(&f, &e), "once the first has ended it can %s", e.text);
+  check(go_on_after(headings, &f, &e), "once the first has ended it can %s", e.text);
   log_file_close(&f);
 }
 
-// Headings alone do not say whose the rows behind them are, and a crash may have left them.
+// Headings alone do not say whose the rows behind them are, and a crash may have left them. Nor does a run go
+// on with headings where it wrote more.
 static void test_rows_of_whom(void) {
   static const char rows_behind[] = "epoch\n2,x\n2,y";
   char aside[310];
@@ -179,16 +183,41 @@ static void test_rows_of_whom(void) {
   log_file f = {0};
   snprintf(aside, sizeof aside, "%s.1", path);
   scratch_write(path, rows_behind, strlen(rows_behind));
-  check(go_on(&f, &e) && f.is_empty && !strcmp(text_of(aside), rows_behind),
+  check(go_on_after(headings, &f, &e) && f.is_empty && !strcmp(text_of(aside), rows_behind),
         "a log without a row before the checkpoint, but with one behind, is moved aside %s",
         e.text);
   log_file_close(&f);
   remove(aside);
   scratch_write(path, headings, strlen(headings));
-  check(go_on(&f, &e) && !f.is_empty && !file_exists(aside) &&
-            f.written == fingerprint(FINGERPRINT_OF_NOTHING, headings, strlen(headings)),
-        "headings alone are gone on with %s", e.text);
+  check(go_on(&f, &e) && f.is_empty && !strcmp(text_of(aside), headings),
+        "headings alone of another run, too %s", e.text);
   log_file_close(&f);
+  remove(aside);
+  scratch_write(path, headings, strlen(headings));
+  check(go_on_after(headings, &f, &e) && !f.is_empty && !file_exists(aside),
+        "its own are gone on with %s", e.text);
+  log_file_close(&f);
+}
+
+// Another program puts a file in the place of the one that was opened.
+static void test_replaced(void) {
+  const position at = {.epoch = 2, .step = 20};
+  error e = {""};
+  log_file f = {.written = fingerprint(FINGERPRINT_OF_NOTHING, rows, strlen("epoch\n0,a\n1,b\n"))};
+  write_rows();
+  check(log_file_find(&f, "--log", path, headings, &run, &e), "a log is opened %s", e.text);
+  remove(path);
+  write_rows();
+  check_refused(log_file_begin(&f, &at, place, &e), &e, "and is another file by now", path,
+                "another file than a moment ago");
+  log_file_close(&f);
+  remove(path);
+  f.written = 0;
+  check(log_file_find(&f, "--log", path, headings, &run, &e), "a log is created %s", e.text);
+  remove(path);
+  write_rows();
+  log_file_close(&f);
+  check(!strcmp(text_of(path), rows), "what came into its place is not removed");
 }
 
 // A read error is not the end of the file: what comes behind it is there still.
@@ -311,6 +340,7 @@ int main(void) {
   test_rows_of_none();
   test_held();
   test_rows_of_whom();
+  test_replaced();
   test_read_error();
   test_another_runs();
   test_truncate_error();

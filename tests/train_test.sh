@@ -501,11 +501,18 @@ done
 "$train" $small --epochs 1 --checkpoint first --log theirs.csv --trace theirs.jsonl >/dev/null
 "$train" $small --epochs 2 --milestones none --checkpoint second --log theirs.csv --trace theirs.jsonl >/dev/null
 cp theirs.csv theirs.csv.copy && cp theirs.jsonl theirs.jsonl.copy
-refuse 1 'theirs.csv: does not hold what the run of this checkpoint wrote, .*; give another --log' $on_cpu --checkpoint first --epochs 2 --resume --log theirs.csv
-refuse 1 'theirs.csv: has rows .*, whose run had no --log by then .*; give another --log' $on_cpu --checkpoint kept --epochs 2 --resume --log theirs.csv
-refuse 1 'theirs.jsonl: does not hold .*; give another --trace' $on_cpu --checkpoint first --epochs 2 --resume --trace theirs.jsonl
+refuse 1 'theirs.csv: not what the run of this checkpoint wrote last, .*; give another --log' $on_cpu --checkpoint first --epochs 2 --resume --log theirs.csv
+refuse 1 'theirs.csv: has rows .*, whose run had no file for --log by then .*; give another --log' $on_cpu --checkpoint kept --epochs 2 --resume --log theirs.csv
+refuse 1 'theirs.jsonl: not what .*; give another --trace' $on_cpu --checkpoint first --epochs 2 --resume --trace theirs.jsonl
 cmp -s theirs.csv theirs.csv.copy && cmp -s theirs.jsonl theirs.jsonl.copy
 check "another run's log and trace are not gone on with" $?
+cp theirs.csv.1 own.csv && echo '1,a row behind the checkpoint' >>own.csv && cp own.csv own.csv.copy
+refuse 1 'theirs.jsonl: not what' $on_cpu --checkpoint first --epochs 2 --resume --log own.csv --trace theirs.jsonl
+cmp -s own.csv own.csv.copy
+check "and where one is refused the other is not changed" $?
+head -n 1 theirs.jsonl | sed 's/"seed":5/"seed":6/' >head.jsonl && cp head.jsonl head.copy && cp -R first headed.first &&
+  "$train" $on_cpu --checkpoint headed.first --epochs 2 --resume --trace head.jsonl >/dev/null && cmp -s head.jsonl.1 head.copy && grep -q '"seed":5' head.jsonl
+check "a trace with another run's first line alone is moved aside" $?
 "$train" $on_cpu --checkpoint first --epochs 2 --resume >/dev/null &&
   "$train" $on_cpu --checkpoint first --epochs 3 --resume --log theirs.csv.1 --trace theirs.jsonl.1 --momentum 0.5 --smoothing 0.25 >/dev/null
 [ $? -eq 0 ] && [ "$(cut -d, -f1 theirs.csv.1 | tr '\n' ' ')" = 'epoch 0 2 ' ] && [ "$(grep -c '"momentum":0.5,.*"smoothing":0.25,' theirs.jsonl.1)" -eq 5 ]
