@@ -210,7 +210,7 @@ bool report_epoch(report *r, const options *o, const dataset *data, const positi
             at->epoch, at->loss / images, at->correct / images, test->loss, test->accuracy,
             at->seconds);
   if (log_file_written(&r->trace, e)) return true;
-  r->log.written = before_row; // a resumed run cuts the row off, and writes both lines
+  r->log.written = before_row; // a resumed run writes both lines
   return false;
 }
 
