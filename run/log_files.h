@@ -26,7 +26,7 @@
 // How does a run know its own lines? Its checkpoint keeps the fingerprint of all that it had written until
 // then (`written`). Two runs' logs differ in their seconds, if in nothing else. But runs that share a
 // history, as two that went on from one state, share its lines, and two of the same settings have the same
-// trace of their first epoch: what such a run wrote in the epoch of the checkpoint looks as what a crash
+// trace of their first epoch: what such a run wrote in the epoch of the checkpoint looks like what a crash
 // leaves there, and is cut off.
 //
 // Checked by `make check`: tests/train_test.sh, and tests/log_files_test.c for what a disk can do.
