@@ -78,7 +78,9 @@ SIMULATOR := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard simt/*.cpp))
 GPU_OBJECTS := $(KERNELS:%.cu=$(BUILD)/simt/%.o) $(SIMULATOR)
 ifneq ($(NVCC),)
 CUDA_OBJECTS := $(KERNELS:%.cu=$(BUILD)/cuda/%.o)
-CUDA_LIBRARIES := -L$(dir $(realpath $(NVCC)))../lib64 -lcudart_static -ldl -lrt -lpthread -lstdc++
+# Where the toolkit is; a plain NVCC=nvcc is on the PATH. Its libraries are in lib64, in conda's elsewhere.
+TOOLKIT := $(abspath $(dir $(realpath $(shell command -v $(lastword $(NVCC)))))..)
+CUDA_LIBRARIES := $(patsubst %,-L%,$(wildcard $(addprefix $(TOOLKIT)/,lib64 lib targets/*/lib))) -lcudart_static -ldl -lrt -lpthread -lstdc++
 # private: else what it depends on would be built with it too, $(BUILD)/flags among it.
 $(BUILD)/run/devices.o: private OUR_CFLAGS += -DHAVE_CUDA
 endif
@@ -282,13 +284,13 @@ cost: $(BUILD)/bench/cost
 	@$<
 
 # What the main loops of the tensor cores' kernels consist of, from nvcc's machine code.
-CUOBJDUMP ?= $(firstword $(shell command -v cuobjdump) $(dir $(NVCC))cuobjdump)
+CUOBJDUMP ?= $(firstword $(shell command -v cuobjdump) $(TOOLKIT)/bin/cuobjdump)
 sass-report: $(BUILD)/cuda/conv.o
 	@tests/sass_report.sh "$(CUOBJDUMP)" $^
 
 # NVIDIA's own checkers over the checks of the kernels, on a machine with a GPU: all in one process, the one that
 # the checker starts.
-SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(dir $(NVCC))compute-sanitizer)
+SANITIZER ?= $(firstword $(shell command -v compute-sanitizer) $(TOOLKIT)/bin/compute-sanitizer)
 sanitize: $(BUILD)/tests/kernels_test
 	@[ -n "$(DETECTED)" ] || { echo "sanitize needs an NVIDIA GPU, and none answers nvidia-smi" >&2; exit 1; }
 	for tool in memcheck racecheck initcheck synccheck; do \

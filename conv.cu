@@ -324,7 +324,7 @@ static __global__ void __launch_bounds__(THREADS, 2) weight_tile(weight_job o) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) next_stage(&o.patches, &at[i]);
   });
-  for_each_pair(&t, [&](int row, int column, float first, float second) {
+  for_each_pair(&t, [&](int, int row, int column, float first, float second) {
     const int m = first_row + row, n = first_column + column;
     if (m >= o.filters || n >= o.pitch) return;
     float2 pair;

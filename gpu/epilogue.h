@@ -2,7 +2,7 @@
 // *epilogue*.
 //
 // A tile of the result is in registers, as floats, when the products are done. Whatever else a layer
-// wants of these numbers is nearly free now; later it would cost a walk through memory each. So
+// wants of these numbers is cheap now; later it would cost a walk through memory each. So
 // there are five ways to end, and the operations of device.h that choose between them:
 //
 //     store                                     conv_forward, conv_backward_input
@@ -13,6 +13,11 @@
 //     mask with ReLU below, store, and
 //     add up g and g (z - mean), and the
 //     same with the z of a shortcut             conv_backward_masked, block_backward_masked
+//
+// What is added, and the z and masks of the layer below, still come from memory, which answers after hundreds of
+// clocks. A thread that asks for one row's, uses it, and asks for the next one's waits as long for every row, 16
+// or 32 times; and two blocks of 8 warps with 4 bytes a lane have 2 KB on their way at a processor, where an H100
+// wants 4 KB at least (course/2-gpu.md). So each asks for eight rows before it uses the first.
 //
 // Checked by `make check`, through conv.cu's kernels.
 #ifndef GPU_EPILOGUE_H
@@ -47,36 +52,51 @@ typedef struct {
   const uint8_t *mask;  // below: where its output is above zero. NULL: no residual there, z tells
 } epilogue;
 
-// Two neighbours; both: the second is there, too.
-static inline __device__ uint32_t load_pair(const bf16 *from, bool aligned, bool both) {
-  if (aligned) return *(const uint32_t *)from;
-  return from[0].bits | (both ? (uint32_t)from[1].bits << 16 : 0);
+// Two neighbours, the number at i and the next; both: that is there, too. ALIGNED: channels are a multiple of 8,
+// so it is, and the two are one word.
+template <bool ALIGNED>
+static __device__ uint32_t load_pair(const bf16 *from, ptrdiff_t i, bool both) {
+  if (ALIGNED) return *(const uint32_t *)(from + i);
+  return from[i].bits | (both ? (uint32_t)from[i + 1].bits << 16 : 0);
+}
+
+// The same of a mask: bits `bit` and `bit` + 1 of what is returned. ALIGNED: that is the byte that has both.
+template <bool ALIGNED>
+static __device__ uint32_t load_bits(const uint8_t *mask, size_t i, int bit, bool both) {
+  if (ALIGNED) return mask[i / 8];
+  const uint32_t first = mask[i / 8] >> i % 8 & 1;
+  return (first | (both ? (mask[(i + 1) / 8] >> (i + 1) % 8 & 1) << 1 : 0)) << bit;
 }
 
 // The warps' sums, as bf16, to the staged tile in shared memory. offset(row): of the row's first
 // channel in `to`, or negative where there is none. of: evaluation's [COLUMNS], or NULL.
-template <typename tile, typename function>
+template <bool ALIGNED, typename tile, typename function>
 static __device__ void stage_tile(const tile *t, bf16 *staged, const epilogue &e, int first_column,
                                   const channel_normal *of, const function &offset) {
-  const bool aligned = e.channels % EIGHT == 0;
-  for_each_pair(t, [&](int row, int column, float first, float second) {
-    const int n = first_column + column;
-    const bf16 *add = e.accumulate ? e.to : of ? e.residual : NULL;
-    const ptrdiff_t at = n < e.channels ? offset(row) : -1;
-    uint32_t old = 0;
-    if (add && at >= 0) old = load_pair(add + at + n, aligned, n + 1 < e.channels);
-    if (of) {
-      first = normalised(of[column], first);
-      second = normalised(of[column + 1], second);
-    }
-    first += first_of(old);
-    second += second_of(old);
-    if (of && e.relu) {
-      first = relu_of(first);
-      second = relu_of(second);
-    }
-    *(uint32_t *)staged_at<tile>(staged, row, column) = to_pair(first, second);
-  });
+  const bf16 *add = e.accumulate ? e.to : of ? e.residual : NULL;
+#pragma unroll
+  for (int i = 0; i < tile::M_STEPS; i++) {
+    uint32_t old[tile::PAIRS] = {}; // all on their way before one is waited for
+    if (add)
+      for_each_pair_of(t, i, [&](int number, int row, int column, float, float) {
+        const int n = first_column + column;
+        const ptrdiff_t at = n < e.channels ? offset(row) : -1;
+        if (at >= 0) old[number] = load_pair<ALIGNED>(add, at + n, n + 1 < e.channels);
+      });
+    for_each_pair_of(t, i, [&](int number, int row, int column, float first, float second) {
+      if (of) {
+        first = normalised(of[column], first);
+        second = normalised(of[column + 1], second);
+      }
+      first += first_of(old[number]);
+      second += second_of(old[number]);
+      if (of && e.relu) {
+        first = relu_of(first);
+        second = relu_of(second);
+      }
+      *(uint32_t *)staged_at<tile>(staged, row, column) = to_pair(first, second);
+    });
+  }
 }
 
 // -- Sums over a tile's columns -------------------------------------------------------------------
@@ -86,26 +106,41 @@ typedef struct {
   float value[2], factor[2]; // [column]
 } column_pair;
 
+// What a pair of dy wants of the layer below.
+typedef struct {
+  uint32_t z, mask; // two neighbours, and a byte with their two bits
+  bool inside;      // is there such a row?
+} pair_below;
+
 // Two sums over each column of a staged tile: of the values, and of the values times their factors.
-// terms(row, column) returns those of a pair. A thread adds up two columns in a slice of the rows; then
-// one thread for each sum adds up the slices', in order, and calls store(which, column, sum). slices:
-// shared memory behind the staged tile.
+// terms(row, column, below) returns those of a pair, where below is what load(row) returned. A thread adds up two
+// columns in a slice of the rows; then one thread for each sum adds up the slices', in order, and calls
+// store(which, column, sum). slices: shared memory behind the staged tile.
 //
 // Why is float enough within a tile, where batch normalisation wants double? z is a bf16, of 8
 // bits. Where the mean of a channel is large beside its deviation, which is where much cancels
 // later, its z have the same exponent or two neighbouring ones. So each z z has 16 bits, at most
 // two places apart, and 256 of them add up to 16 + 8 + 2 = 26 bits, two more than a float holds.
 // Where the exponents differ by more, little cancels. The tiles' sums are added in double.
-template <typename tile, typename function, typename result>
-static __device__ void sum_columns(float *slices, const function &terms, const result &store) {
+template <typename tile, typename loader, typename function, typename result>
+static __device__ void sum_columns(float *slices, const loader &load, const function &terms,
+                                   const result &store) {
+  enum { ROWS_AT_ONCE = 8 }; // that are loaded before the first is used
   enum { COLUMNS = tile::COLUMNS, SLICES = THREADS / (COLUMNS / 2), ROWS = tile::ROWS / SLICES };
   const int slice = threadIdx.x / (COLUMNS / 2), column = threadIdx.x % (COLUMNS / 2) * 2;
   float sum[2] = {0, 0}, product[2] = {0, 0}; // [column]
-  for (int row = slice * ROWS; row < (slice + 1) * ROWS; row++) {
-    const column_pair add = terms(row, column);
-    for (int i = 0; i < 2; i++) {
-      sum[i] += add.value[i];
-      product[i] = fmaf(add.value[i], add.factor[i], product[i]);
+#pragma unroll 1
+  for (int row = slice * ROWS; row < (slice + 1) * ROWS; row += ROWS_AT_ONCE) {
+    pair_below below[ROWS_AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) below[r] = load(row + r);
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+      const column_pair add = terms(row + r, column, below[r]);
+      for (int i = 0; i < 2; i++) {
+        sum[i] += add.value[i];
+        product[i] = fmaf(add.value[i], add.factor[i], product[i]);
+      }
     }
   }
   for (int i = 0; i < 2; i++) { // slices: [SLICES][2][COLUMNS]
@@ -121,10 +156,10 @@ static __device__ void sum_columns(float *slices, const function &terms, const r
 }
 
 // g = dy where the layer below's output is above zero, else 0. The mask tells, or, where no residual was
-// added to it, z. i: the number's place in z and, as a bit, in the mask.
-static __device__ float masked(float dy, const epilogue &e, ptrdiff_t i, const channel_normal &n,
+// added to it, z.
+static __device__ float masked(float dy, const epilogue &e, uint32_t bit, const channel_normal &n,
                                float z) {
-  const bool zero = e.mask ? !(e.mask[i / 8] >> i % 8 & 1) : normalised(n, z) <= 0;
+  const bool zero = e.mask ? !bit : normalised(n, z) <= 0;
   return zero ? 0 : dy;
 }
 
@@ -134,11 +169,12 @@ static __device__ column_pair squares_of(uint32_t pair) {
   return {{first, second}, {first, second}};
 }
 
-// dy becomes g. i: the pair's number in z, whose values are the second pair.
-static __device__ uint32_t mask_pair(uint32_t dy, uint32_t z, const epilogue &e, ptrdiff_t i,
-                                     const channel_normal *of, bool both) {
-  const float first = masked(first_of(dy), e, i, of[0], first_of(z));
-  const float second = both ? masked(second_of(dy), e, i + 1, of[1], second_of(z)) : 0;
+// dy becomes g. bit: the first one's in the byte of the mask.
+static __device__ uint32_t mask_pair(uint32_t dy, const pair_below &below, int bit,
+                                     const epilogue &e, const channel_normal *of, bool both) {
+  const uint32_t bits = below.mask >> bit;
+  const float first = masked(first_of(dy), e, bits & 1, of[0], first_of(below.z));
+  const float second = both ? masked(second_of(dy), e, bits & 2, of[1], second_of(below.z)) : 0;
   return to_pair(first, second);
 }
 
@@ -148,13 +184,15 @@ static __device__ column_pair products_of(uint32_t g, uint32_t z, const float *m
 
 // A set's sums of a tile; with the first set, its dy become g. tile_number: which of the partial sums are
 // this tile's.
-template <typename tile, typename function>
+template <bool ALIGNED, typename tile, typename function>
 static __device__ void sum_tile(bf16 *staged, const epilogue &e, int set, int first_column,
                                 int tile_number, const function &offset) {
   const column_sums &s = e.sums[set];
   float *slices = (float *)staged_at<tile>(staged, tile::ROWS, 0);
-  const int n = first_column + threadIdx.x % (tile::COLUMNS / 2) * 2; // this thread's two columns
-  const bool both = n + 1 < e.channels, aligned = e.channels % EIGHT == 0;
+  int thread = threadIdx.x;
+  keep(&thread); // nvcc would find what follows before the products, and has no register left there
+  const int n = first_column + thread % (tile::COLUMNS / 2) * 2; // this thread's two columns
+  const bool both = ALIGNED || n + 1 < e.channels;
   channel_normal of[2] = {};
   float mean[2] = {};
   for (int i = 0; i < 2; i++) {
@@ -164,14 +202,19 @@ static __device__ void sum_tile(bf16 *staged, const epilogue &e, int set, int fi
   }
   sum_columns<tile>(
       slices,
-      [&](int row, int column) -> column_pair {
+      [&](int row) -> pair_below {
+        const ptrdiff_t at = s.z && n < e.channels ? offset(row) : -1;
+        if (at < 0) return {};
+        const bool masks = set == 0 && e.mask;
+        return {load_pair<ALIGNED>(s.z, at + n, both),
+                masks ? load_bits<ALIGNED>(e.mask, at + n, n % 8, both) : 0, true};
+      },
+      [&](int row, int column, const pair_below &below) -> column_pair {
         uint32_t *pair = (uint32_t *)staged_at<tile>(staged, row, column);
         if (!s.z) return squares_of(*pair);
-        const ptrdiff_t at = n < e.channels ? offset(row) : -1;
-        if (at < 0) return {};
-        const uint32_t z = load_pair(s.z + at + n, aligned, both);
-        if (set == 0) *pair = mask_pair(*pair, z, e, at + n, of, both);
-        return products_of(*pair, z, mean);
+        if (!below.inside) return {};
+        if (set == 0) *pair = mask_pair(*pair, below, n % 8, e, of, both);
+        return products_of(*pair, below.z, mean);
       },
       [&](int which, int column, float sum) {
         const int c = first_column + column;
@@ -210,8 +253,8 @@ template <typename tile> static constexpr size_t bytes_to_finish() {
   return tile::ROWS * tile::STAGED_LINE * sizeof(bf16) + 4 * THREADS * sizeof(float);
 }
 
-// The result, from registers to memory.
-template <typename tile, typename function>
+// The result, from registers to memory. ALIGNED: e.channels is a multiple of 8.
+template <bool ALIGNED, typename tile, typename function>
 static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &e, int first_column,
                                    int tile_number, const function &offset) {
   channel_normal *of = NULL;
@@ -222,14 +265,14 @@ static __device__ void finish_tile(const tile *t, bf16 *shared, const epilogue &
       of[threadIdx.x] = n < e.channels ? normal_of(e.norm, n) : channel_normal();
     __syncthreads();
   }
-  stage_tile(t, shared, e, first_column, of, offset);
+  stage_tile<ALIGNED>(t, shared, e, first_column, of, offset);
   __syncthreads();
 #pragma unroll 1
   for (int set = 0; set < e.sets; set++) {
-    sum_tile<tile>(shared, e, set, first_column, tile_number, offset);
+    sum_tile<ALIGNED, tile>(shared, e, set, first_column, tile_number, offset);
     __syncthreads(); // the mask is in the staged tile, too
   }
-  store_staged<tile>(shared, e.channels - first_column, e.channels % EIGHT == 0, [&](int row) {
+  store_staged<ALIGNED, tile>(shared, e.channels - first_column, [&](int row) {
     const ptrdiff_t at = offset(row);
     return at < 0 ? NULL : e.to + at + first_column;
   });

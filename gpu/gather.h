@@ -173,8 +173,9 @@ static __global__ void __launch_bounds__(THREADS, 2) gather_tile(gather_job g) {
     else
       multiply_patches<BACKWARD, ADDRESSES == OF_EIGHTS>(&t, shared, g.product[i], g.end.channels,
                                                          first_row, first_column);
-  finish_tile(&t, shared, g.end, first_column, tile_number,
-              [&](int row) { return offset_in_to(&g, of, first_row + row); });
+  finish_tile<ADDRESSES != OF_NUMBERS>(&t, shared, g.end, first_column, tile_number, [&](int row) {
+    return offset_in_to(&g, of, first_row + row);
+  });
 }
 
 template <int ROWS, int COLUMNS, bool BACKWARD, int ADDRESSES>

@@ -26,7 +26,8 @@ static const char *remedy(cudaError_t e) {
   case cudaErrorInvalidDeviceFunction:
   case cudaErrorUnsupportedPtxVersion:
     return "this program holds no code for this GPU: make clean, then make ARCH=sm_NN with the "
-           "number that nvidia-smi --query-gpu=compute_cap prints";
+           "number that nvidia-smi --query-gpu=compute_cap prints (and NVCC=FILE of an older "
+           "toolkit, if this one does not know the GPU any more)";
   case cudaErrorMemoryAllocation:
     return "the GPU's memory is full: try a smaller --batch or --width";
   case cudaErrorDevicesUnavailable:

@@ -329,7 +329,7 @@ static __global__ void __launch_bounds__(THREADS, 2) halo_tile(halo_job g) {
   tile t;
   clear(&t);
   multiply_chunks<region, NORMALISED>(&t, shared, g, first_pixel, first_column, table);
-  finish_tile(&t, shared, g.end, first_column, blockIdx.x, [&](int row) {
+  finish_tile<true>(&t, shared, g.end, first_column, blockIdx.x, [&](int row) {
     const int pixel = first_pixel + row;
     return pixel < g.pixels ? (ptrdiff_t)pixel * g.end.channels : -1;
   });

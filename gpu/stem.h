@@ -215,8 +215,8 @@ static __global__ void __launch_bounds__(THREADS, 2) stem_tile(stem_job g) {
   clear(&t);
   multiply_lines(&t, widened, filters);
   __syncthreads(); // the result is staged in the same memory
-  finish_tile(&t, (bf16 *)bytes, g.end, first_filter, blockIdx.x,
-              [&](int row) { return (ptrdiff_t)(first_pixel + row) * g.end.channels; });
+  finish_tile<true>(&t, (bf16 *)bytes, g.end, first_filter, blockIdx.x,
+                    [&](int row) { return (ptrdiff_t)(first_pixel + row) * g.end.channels; });
 }
 
 static bool stem_takes(const conv_shape *s) {

@@ -175,6 +175,7 @@ struct tile_of {
     WARP_ROWS = ROWS * WARPS_ACROSS / WARPS,
     M_STEPS = WARP_ROWS / 16, // products of 16 x 8 that make a warp's part
     N_STEPS = WARP_COLUMNS / 8,
+    PAIRS = 2 * N_STEPS, // of neighbours that a thread has in 16 rows
     A_LINES = A_ALONG_K ? ROWS : DEPTH_,
     A_LINE = A_ALONG_K ? DEPTH_ : ROWS,
     B_LINES = B_ALONG_K ? COLUMNS : DEPTH_,
@@ -355,21 +356,27 @@ static __device__ void multiply_all(tile *t, bf16 *shared, int steps, const func
 
 // -- Out of the registers ---------------------------------------------------------------------------
 
-// Calls use(row, column, first, second) for each pair of neighbours in this thread's part of the
-// result. row and column are first's, in the tile; second's column is the next.
+// Calls use(number, row, column, first, second) for each pair of neighbours that this thread has in rows 16 i
+// to 16 i + 15 of its warp's part. number counts them, below PAIRS. row and column are first's, in the tile;
+// second's column is the next.
 template <typename tile, typename function>
-static __device__ void for_each_pair(const tile *t, const function &use) {
+static __device__ void for_each_pair_of(const tile *t, int i, const function &use) {
   const int lane = threadIdx.x % LANES;
 #pragma unroll
-  for (int i = 0; i < tile::M_STEPS; i++)
+  for (int j = 0; j < tile::N_STEPS; j++)
 #pragma unroll
-    for (int j = 0; j < tile::N_STEPS; j++)
+    for (int half = 0; half < 2; half++) {
+      const int row = tile::warp_row() + i * 16 + half * 8 + lane / 4;
+      const int column = tile::warp_column() + j * 8 + lane % 4 * 2;
+      use(j * 2 + half, row, column, t->sum[i][j][half * 2], t->sum[i][j][half * 2 + 1]);
+    }
+}
+
+// The same for all rows.
+template <typename tile, typename function>
+static __device__ void for_each_pair(const tile *t, const function &use) {
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int row = tile::warp_row() + i * 16 + half * 8 + lane / 4;
-        const int column = tile::warp_column() + j * 8 + lane % 4 * 2;
-        use(row, column, t->sum[i][j][half * 2], t->sum[i][j][half * 2 + 1]);
-      }
+  for (int i = 0; i < tile::M_STEPS; i++) for_each_pair_of(t, i, use);
 }
 
 // A warp's pairs are scattered: as bf16, eight rows of 16 bytes each, where a sector has 32. So a
@@ -382,17 +389,16 @@ template <typename tile> static __device__ bf16 *staged_at(bf16 *staged, int row
 }
 
 // Stores a staged tile's first `columns` columns. address(row): where the row's column 0 goes, or
-// NULL. aligned: each row goes to a multiple of 16 bytes, and columns is a multiple of 8.
-template <typename tile, typename function>
-static __device__ void store_staged(bf16 *staged, int columns, bool aligned,
-                                    const function &address) {
+// NULL. ALIGNED: each row goes to a multiple of 16 bytes, and columns is a multiple of 8.
+template <bool ALIGNED, typename tile, typename function>
+static __device__ void store_staged(bf16 *staged, int columns, const function &address) {
   enum { PIECES = tile::COLUMNS / EIGHT };
   for (int i = threadIdx.x; i < tile::ROWS * PIECES; i += THREADS) {
     const int row = i / PIECES, column = i % PIECES * EIGHT;
     bf16 *to = column < columns ? address(row) : NULL;
     if (!to) continue;
     const bf16 *piece = staged_at<tile>(staged, row, column);
-    if (aligned)
+    if (ALIGNED)
       *(uint4 *)(to + column) = *(const uint4 *)piece;
     else
       for (int e = 0; e < EIGHT && column + e < columns; e++) to[column + e] = piece[e];
