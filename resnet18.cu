@@ -271,8 +271,8 @@ static void spread_values(const norm_shape *shape, const upstream &u, const way_
 //     the strips  partial[strip][2][channels] in workspace     by the last block, in order, double
 //
 // Only the first 64 additions are in float: an error of at most 64 x 2^-24 = 4e-6 of the sum of the
-// terms' sizes, usually ten times less, and less than the 2^-9 that rounding each dy to bf16 has
-// cost before. How pixels are cut depends on the shape alone, not on the GPU: every GPU gets the
+// terms' sizes, usually ten times less, and less than the up to 2^-8 that rounding each dy to bf16
+// has cost before. How pixels are cut depends on the shape alone, not on the GPU: every GPU gets the
 // same bits.
 
 enum {

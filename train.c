@@ -211,7 +211,7 @@ static bool run(trainer *t, error *e) {
   process_catch_signals();
   if (!report_find(&t->report, o, e)) return false;
   const bool ok = clear_the_way(t, e) &&
-                  report_begin(&t->report, o, &t->data, t->device->name, &t->at, e) && train(t, e);
+                  report_begin(&t->report, o, &t->data, t->device, &t->at, e) && train(t, e);
   report_close(&t->report);
   return ok;
 }

@@ -9,7 +9,7 @@
 //                                              c = - a dbeta / n - b mean
 //
 // Where the mean is large beside the deviation, scale z and shift nearly cancel; what float loses
-// then, 2^-24 of |scale z|, is little beside what the bf16 z has lost already, 2^-9 of it.
+// then, 2^-24 of |scale z|, is little beside what the bf16 z has lost already, up to 2^-8 of it.
 //
 // A block's 32 rows have the same 32 channels, so its factors stay in registers. Images beyond the
 // batch get zeros, and so do channels beyond the last, because their factors are zero.

@@ -95,10 +95,13 @@ static void download(void *host, const void *device_memory, size_t bytes) {
   check_cuda(cudaStreamSynchronize(stream_at_work()), "the GPU's work");
 }
 
+// Without what launches will take besides: kernels' code, which CUDA loads when they are first named, and
+// workspace (below), some KB an image where activations are some MB.
 static size_t free_bytes() {
   size_t available, total;
   check_cuda(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
-  return available;
+  const size_t besides = available / 64 + ((size_t)256 << 20);
+  return available > besides ? available - besides : 0;
 }
 
 // -- What the GPU executes ----------------------------------------------------------------------------

@@ -50,7 +50,7 @@
 //                                                     gather_tile    halo_tile
 //     pixels and filters asked for, a pass               2,277 MB       774 MB
 //     all that its kernels ask for: outputs              2,388 MB       890 MB    + 111 MB stored, 5 the norms
-//     the same: input gradients                          2,719 MB     1,195 MB    + what masks and sums read
+//     the same: input gradients                          2,719 MB     1,187 MB    + what masks and sums read
 //     instructions for each mma                       6.8 to 11.8   1.7 to 2.2
 //
 // A block's second convolution reads z of the first, and each thread normalises what it has copied of a

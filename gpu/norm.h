@@ -6,13 +6,13 @@
 //
 // One multiply-add a number, and two constants a channel in registers. The sum cancels where the mean is
 // large beside the deviation, and carries over what shift was rounded by, 2^-24 |mean scale|. But z itself
-// was rounded by up to 2^-9 |z|, and |z| is about |mean| there: 2^15 times as much.
+// was rounded by up to 2^-8 |z|, and |z| is about |mean| there: up to 2^16 times as much.
 //
 // fmaf(a, b, c) is a b + c, rounded once. A compiler may turn a product and a sum into that one
 // operation, in one place and not in another; fmaf leaves it no choice. So the output and, later, ReLU's
 // mask agree on what is above zero. And from equal statistics, the simulator and a GPU round alike.
 //
-// scale and shift stay floats. Rounded to bf16, an error of 2^-9 in them would be the same for all
+// scale and shift stay floats. Rounded to bf16, an error of up to 2^-8 in them would be the same for all
 // pixels of a channel, and would not average out as the errors of single activations do. All kernels
 // compute them in this one way.
 #ifndef GPU_NORM_H

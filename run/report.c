@@ -16,7 +16,7 @@ enum { LINE_EVERY = 100 }; // batches, as the recipe's notebook does
 // How a log and a trace begin.
 static const char csv_headings[] =
     "epoch,lr,train_loss,train_accuracy,test_loss,test_accuracy,test_nll,seconds,data\n";
-static const char trace_beginning[] = "{\"trace\":2,";
+static const char trace_beginning[] = "{\"trace\":3,";
 
 double clock_seconds(void) {
   struct timespec now;
@@ -92,7 +92,7 @@ static bool may_go_on(const report *r, const options *o, const position *at, err
          (!o->trace[0] || log_file_may_go_on(&r->trace, at, place_record, e));
 }
 
-bool report_begin(report *r, const options *o, const dataset *data, const char *device,
+bool report_begin(report *r, const options *o, const dataset *data, const device *device,
                   const position *at, error *e) {
   r->device = device;
   r->begun = clock_seconds();
@@ -138,10 +138,11 @@ static void trace_step(const report *r, const options *o, const position *at,
   const sample *samples = batch->samples;
   FILE *out = r->trace.stream;
   fprintf(out,
-          "{\"epoch\":%d,\"step\":%lld,\"device\":\"%s\",\"lr\":%.9g,\"momentum\":%.17g,"
+          "{\"epoch\":%d,\"step\":%lld,\"activations\":\"%s\",\"lr\":%.9g,\"momentum\":%.17g,"
           "\"weight_decay\":%.17g,\"smoothing\":%.17g,\"lambda\":%.9g,\"index\":[",
-          at->epoch, (long long)at->step, r->device, batch->learning_rate, o->momentum,
-          o->weight_decay, o->smoothing, batch->lambda);
+          at->epoch, (long long)at->step,
+          r->device->activation_bytes == sizeof(uint16_t) ? "bf16" : "float32",
+          batch->learning_rate, o->momentum, o->weight_decay, o->smoothing, batch->lambda);
   for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].image);
   fprintf(out, "],\"partner\":[");
   for (int b = 0; b < batch->count; b++) fprintf(out, "%s%d", b ? "," : "", samples[b].partner);

@@ -18,10 +18,10 @@
 #include "progress.h"
 
 typedef struct {
-  log_file log, trace; // without a stream where not asked for; log.written and trace.written: kept
-                       // with the checkpoint, and to be there before report_find
-  const char *device;  // on which this process trains
-  int columns;         // of the terminal; 0: the screen is none, so no progress line is kept
+  log_file log, trace;  // without a stream where not asked for; log.written and trace.written: kept
+                        // with the checkpoint, and to be there before report_find
+  const device *device; // on which this process trains
+  int columns;          // of the terminal; 0: the screen is none, so no progress line is kept
   bool progress_shown;
   double begun;       // when this process began to train, in clock_seconds(), and
   int64_t begun_step; // at which step
@@ -39,7 +39,7 @@ bool report_find(report *r, const options *o, error *e);
 
 // Behind it, and behind clear_the_way (run/trainer.h): moves an earlier run's log and trace aside, or goes
 // on with this run's, and writes their first lines. False, with a line in e, if that is not possible.
-bool report_begin(report *r, const options *o, const dataset *data, const char *device,
+bool report_begin(report *r, const options *o, const dataset *data, const device *device,
                   const position *at, error *e);
 void report_close(report *r);
 

@@ -107,7 +107,7 @@ static void test_logs_first(void) {
   network_initialise(&victim, 1);
   t.network = victim;
   check(report_find(&t.report, &t.options, &e) &&
-            report_begin(&t.report, &t.options, &data, "none", &t.at, &e),
+            report_begin(&t.report, &t.options, &data, victim.device, &t.at, &e),
         "a log and a trace begin %s", e.text);
   fputs("0,of a row\n", t.report.log.stream); // which is not written yet
   watch_for(NOTHING, 0);

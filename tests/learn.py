@@ -74,7 +74,7 @@ def follow(arguments):
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         rows = kept["rows"]
-    print(f"(./train on {lines[0]['device']}, PyTorch in float32)")
+    print(f"(./train with activations in {lines[0]['activations']}, PyTorch in float32)")
     print("epoch  training loss: ./train PyTorch  test accuracy, %: ./train PyTorch")
     for epoch, (steps, line) in enumerate(epochs_of(lines)):
         if epoch >= len(rows):

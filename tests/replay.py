@@ -74,9 +74,6 @@ EDGE = 5e-5  # activations this close to zero, relative to their tensor's rms, a
 TIE = 1e-4  # two logits this close, relative to the largest, may change places
 
 
-BF16 = ("cuda", "cuda-plain", "simt", "simt-plain", "cpu-bf16")
-
-
 # -- States ----------------------------------------------------------------------------------------
 
 
@@ -322,7 +319,7 @@ def replay(arguments):
             break
         before = after if line["step"] == number + 1 else None
         step, number = line, line["step"]
-        record.bf16 = step["device"] in BF16
+        record.bf16 = step["activations"] == "bf16"
         before = before or load_state(folder, number - 1, arguments.init, width)
         after = load_state(folder, number, None, width)
         if before and after:

@@ -37,6 +37,7 @@ typedef struct {
 typedef struct {
   int epoch, step, count;
   double rate, momentum, weight_decay, smoothing, lambda, loss, correct; // loss: the mean
+  bool in_bf16;                                                          // activations
   sample samples[BATCH_ROOM];
 } record;
 
@@ -168,6 +169,7 @@ static void read_step(trial *t, const char *line) {
   record *r = &t->record[++t->steps];
   r->epoch = (int)number_of(line, "epoch");
   r->step = (int)number_of(line, "step");
+  r->in_bf16 = strstr(line, "\"activations\":\"bf16\"");
   r->rate = number_of(line, "lr");
   r->momentum = number_of(line, "momentum");
   r->weight_decay = number_of(line, "weight_decay");

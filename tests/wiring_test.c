@@ -33,7 +33,7 @@
 // The trace has nine digits of lambda and of the rate: enough for a float.
 static void check_draws(const trial *t) {
   const recipe *r = &t->asked;
-  int wrong[7] = {0};
+  int wrong[8] = {0};
   for (int k = 1; k <= t->steps; k++) {
     const record drawn = draw_step(r, k), *seen = &t->record[k];
     wrong[0] += seen->epoch != drawn.epoch || seen->step != k || seen->count != drawn.count;
@@ -44,6 +44,7 @@ static void check_draws(const trial *t) {
     wrong[5] += (float)seen->rate != (float)drawn.rate;
     wrong[6] += seen->momentum != r->momentum || seen->weight_decay != r->weight_decay ||
                 seen->smoothing != r->smoothing;
+    wrong[7] += seen->in_bf16 != (t->network.device->activation_bytes == sizeof(uint16_t));
   }
   check(t->steps == r->epochs * steps_an_epoch(r) && t->epochs == r->epochs,
         "%s: %d steps in %d epochs", r->name, r->epochs * steps_an_epoch(r), r->epochs);
@@ -55,6 +56,7 @@ static void check_draws(const trial *t) {
   check(!wrong[5], "%s: learning rate, times gamma from each milestone on", r->name);
   check(!wrong[6], "%s: momentum, weight decay and smoothing, as the trace says of each step",
         r->name);
+  check(!wrong[7], "%s: activations in bf16, where the device has them so", r->name);
 }
 
 // Over all steps: every image once an epoch, every corner, both flips.
