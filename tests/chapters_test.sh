@@ -68,6 +68,21 @@ for epoch in range(len(runs[1])):
 end
 check "course/experiment.md: the first epochs in float32" $?
 
+# The losses of its first steps, in seven runs.
+python3 - <<'end'
+import csv
+page = open("course/experiment.md").read()
+with open("course/results/published/float32/first_steps.csv") as file:
+    names, *rows = csv.reader(file)
+for first, last in (1, 25), (26, 50), (51, 100), (101, 200), (201, 300), (301, 391):
+    losses = list(zip(*rows[first - 1 : last]))[1:]
+    means = ["%.3f" % (sum(map(float, run)) / len(run)) if all(run) else "" for run in losses]
+    cells = [means[0], ", ".join(filter(None, means[1:4])), *means[4:]]
+    row = "| %d to %d |" % (first, last) + "".join(" %s |" % cell if cell else " |" for cell in cells)
+    assert row + "\n" in page, row
+end
+check "course/experiment.md: the first steps, in float32 and in bf16" $?
+
 # What JPEG costs, from the logs of the two runs.
 python3 - <<'end'
 import csv

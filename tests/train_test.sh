@@ -325,6 +325,9 @@ if [ -z "$quick" ]; then
   awk -v a="$(losses simulated.jsonl)" -v b="$(losses plain.jsonl)" \
     'BEGIN { exit !(a > 0 && b > 0 && (a - b) ^ 2 <= (0.02 * b) ^ 2) }' # bf16; step_test.c derives what it may do
   check "its first loss is the reference's, but for bf16" $?
+  grep '"step":1,' simulated.jsonl | grep -q '"activations":"bf16"' &&
+    grep '"step":1,' plain.jsonl | grep -q '"activations":"float32"'
+  check "the trace says which it is" $?
 fi
 
 # -- A GPU, where one answers ---------------------------------------------------------------------------
