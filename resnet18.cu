@@ -362,8 +362,7 @@ static __device__ spread_constants load_constants(const way_back &of, int c, int
 }
 
 static __device__ void spread_eight(const way_back &of, const spread_constants &k, size_t at,
-                                    const float8 &g) {
-  float8 z = load_bf16x8(of.z + at);
+                                    const float8 &g, float8 z) {
   for (int j = 0; j < EIGHT; j++)
     z.value[j] = k.scale.value[j] * fmaf(k.mean.value[j] - z.value[j], k.slope.value[j],
                                          g.value[j] - k.offset.value[j]);
@@ -382,10 +381,13 @@ static __global__ void __launch_bounds__(THREADS)
     const int pixel = first_pixel(RUN) + i * blockDim.y;
     if (pixel >= shape.pixels) return;
     const size_t at = (size_t)pixel * shape.channels + c;
+    // First all that is loaded, and g last, which has a condition: so all is under way at once.
+    const float8 z = load_bf16x8(of.z + at);
+    const float8 shortcut_z = TWO ? load_bf16x8(shortcut.z + at) : z;
     const float8 g = load_gradient(u, at);
     if (dresidual) store_bf16x8(dresidual + at, g);
-    spread_eight(of, k, at, g);
-    if (TWO) spread_eight(shortcut, l, at, g);
+    spread_eight(of, k, at, g, z);
+    if (TWO) spread_eight(shortcut, l, at, g, shortcut_z);
   }
 }
 
