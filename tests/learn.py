@@ -14,7 +14,8 @@ How to run, with torch and safetensors installed:
         --checkpoint /tmp/run --trace /tmp/run.jsonl
     python3 tests/learn.py follow /tmp/run.jsonl /tmp/init.safetensors --state /tmp/torch.pt
 
---state keeps PyTorch's run after each epoch; the same command goes on from there.
+--state keeps PyTorch's run after each epoch; the same command goes on from there. --bf16 lets PyTorch use
+bf16 (torch.autocast), and --losses FILE.csv gets a row for each step.
 """
 
 import argparse
@@ -60,6 +61,21 @@ def epochs_of(lines):
             steps.append(line)
 
 
+def train_epoch(model, optimiser, train, steps, arguments):
+    """The steps' losses."""
+    losses = []
+    for step in steps:
+        for name in ("lr", "momentum", "weight_decay"):
+            optimiser.param_groups[0][name] = step[name]
+        result = train_step(model, optimiser, *train, step, step["smoothing"], arguments.bf16)
+        losses.append(result[1])
+    if arguments.losses:
+        with arguments.losses.open("a") as file:
+            for step, loss in zip(steps, losses):
+                print(step["step"], loss, sep=",", file=file)
+    return losses
+
+
 def follow(arguments):
     with open(arguments.trace) as file:
         settings, *lines = [json.loads(line) for line in file]
@@ -74,15 +90,12 @@ def follow(arguments):
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         rows = kept["rows"]
-    print(f"(./train with activations in {lines[0]['activations']}, PyTorch in float32)")
+    of_torch = "bf16" if arguments.bf16 else "float32"
+    print(f"(./train with activations in {lines[0]['activations']}, PyTorch in {of_torch})")
     print("epoch  training loss: ./train PyTorch  test accuracy, %: ./train PyTorch")
     for epoch, (steps, line) in enumerate(epochs_of(lines)):
         if epoch >= len(rows):
-            losses = []
-            for step in steps:
-                for name in ("lr", "momentum", "weight_decay"):
-                    optimiser.param_groups[0][name] = step[name]
-                losses += [train_step(model, optimiser, *train, step, step["smoothing"])[1]]
+            losses = train_epoch(model, optimiser, train, steps, arguments)
             ours = mean_loss(steps, [step["loss"] for step in steps])
             tests = [100 * line["test_accuracy"], 100 * accuracy(model, *test)]
             rows.append([ours, mean_loss(steps, losses), *tests])
@@ -104,6 +117,8 @@ def main():
     of_trace.add_argument("trace", help="the run's --trace file")
     of_trace.add_argument("init", help="the file that it was given as its --init")
     of_trace.add_argument("--data", help="CIFAR-10's binary files [where the trace says]")
+    of_trace.add_argument("--bf16", action="store_true", help="PyTorch under torch.autocast")
+    of_trace.add_argument("--losses", type=Path, help="gets a row step,loss for each step")
     of_trace.add_argument("--state", type=Path, help="where PyTorch's run is kept")
     of_trace.set_defaults(run=follow)
     arguments = parser.parse_args()

@@ -132,11 +132,14 @@ def make_optimiser(model, settings, momentum=None):
     return optimiser
 
 
-def train_step(model, optimiser, images, labels, step, smoothing):
-    """One step of the recipe; gradients stay in the parameters. Returns logits, loss, correct."""
+def train_step(model, optimiser, images, labels, step, smoothing, bf16=False):
+    """One step of the recipe; gradients stay in the parameters. Returns logits, loss, correct.
+    bf16: the network under torch.autocast, weights and loss in float32."""
     model.train()
     x, own, other = mixed_batch(images, labels, step, model.conv1.weight.dtype)
-    logits = model(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = model(x)
+    logits = logits.to(x.dtype)
     loss = mixed_loss(logits, own, other, step["lambda"], smoothing)
     optimiser.zero_grad()
     loss.backward()
