@@ -88,12 +88,17 @@ python3 - <<'end'
 import csv
 page = open("course/experiment.md").read()
 with open("course/results/published/float32/width_16.csv") as file:
-    rows = [[float(loss) for loss in row[1:]] for row in list(csv.reader(file))[1:]]
+    table = list(csv.reader(file))[1:]
+rows = [[float(loss) for loss in row[1:5]] for row in table]
 above = [100 * (bf16 / (sum(floats) / 3) - 1) for bf16, *floats in rows]
 apart = [100 * (max(floats) / min(floats) - 1) for _, *floats in rows]
 assert all(bf16 > max(floats) for bf16, *floats in rows[2:])
 assert "by %.1f %% of their mean in the fourth and %.1f %% in the tenth" % (above[3], above[9]) in page
 assert "no further than %.1f %% apart there" % max(apart[2:10]) in page
+torch = tuple(float(row[5]) for row in table[:3])
+third = (min(rows[2][1:]), max(rows[2][1:]), rows[2][0])
+assert "had %.3f, %.3f and %.3f in its first" % torch in page
+assert "(%.3f to %.3f), where `cpu-bf16` has %.3f" % third in page
 end
 check "course/experiment.md: bf16 at width 16" $?
 
