@@ -17,7 +17,7 @@
 // What is added, and the z and masks of the layer below, still come from memory, which answers after hundreds of
 // clocks. A thread that asks for one row's, uses it, and asks for the next one's waits as long for every row, 16
 // or 32 times; and two blocks of 8 warps with 4 bytes a lane have 2 KB on their way at a processor, where an A100
-// wants 4 KB (course/2-gpu.md). So each asks for eight rows before it uses the first.
+// wants 4 KB (course/2-gpu.md). So each asks for eight pairs before it uses the first.
 //
 // Checked by `make check`, through conv.cu's kernels.
 #ifndef GPU_EPILOGUE_H
